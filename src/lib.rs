@@ -1,0 +1,7 @@
+//! mirrorfs: a mount that mirrors a project directory to a backup host, as changed blocks,
+//! moments later. `docs/architecture.md` has the path of a change as a table; the modules below
+//! stand in its order.
+
+pub mod model;
+pub mod limits;
+pub mod wire;
