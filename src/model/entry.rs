@@ -95,7 +95,11 @@ impl Entry {
         match self {
             Entry::Fragment(fragment) => fragment.is_valid(),
             Entry::Object { object, .. } => object.is_valid(),
-            Entry::Binding { parent, name, object } => {
+            Entry::Binding {
+                parent,
+                name,
+                object,
+            } => {
                 let reserved =
                     *parent == FileId::ROOT && name.as_bytes() == RESERVED_NAME.as_bytes();
                 *object != Some(FileId::ROOT) && !reserved
@@ -108,13 +112,18 @@ impl Fragment {
     /// Whether what was decoded is within the bounds of a fragment.
     #[must_use]
     pub fn is_valid(&self) -> bool {
-        let Some(end) = self.extent.offset.checked_add(self.extent.length) else { return false };
+        let Some(end) = self.extent.offset.checked_add(self.extent.length) else {
+            return false;
+        };
         if self.extent.length == 0 || i64::try_from(end).is_err() {
             return false;
         }
         let touched = super::blocks_of(self.extent);
         let touched = touched.end - touched.start;
-        let whole = self.extent.offset.is_multiple_of(crate::limits::BLOCK_BYTES)
+        let whole = self
+            .extent
+            .offset
+            .is_multiple_of(crate::limits::BLOCK_BYTES)
             && end.is_multiple_of(crate::limits::BLOCK_BYTES);
         match self.body {
             Body::Hole if whole => self.blocks.is_empty(),

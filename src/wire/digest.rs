@@ -33,11 +33,17 @@ pub fn split_entry(bytes: &[u8]) -> Result<(Entry, &[u8]), WireError> {
 }
 
 fn valid(entry: Entry) -> Result<Entry, WireError> {
-    if entry.is_valid() { Ok(entry) } else { Err(Invalid("an entry out of bounds").into()) }
+    if entry.is_valid() {
+        Ok(entry)
+    } else {
+        Err(Invalid("an entry out of bounds").into())
+    }
 }
 
 pub(super) fn to_vec<T: Serialize>(value: &T, out: &mut Vec<u8>) -> Result<(), WireError> {
-    postcard::to_io(value, &mut *out).map(|_| ()).map_err(WireError::Message)
+    postcard::to_io(value, &mut *out)
+        .map(|_| ())
+        .map_err(WireError::Message)
 }
 
 pub(super) fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
@@ -97,7 +103,9 @@ impl EntryDigest {
 
 impl std::fmt::Debug for EntryDigest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EntryDigest").field("entries", &self.entries).finish_non_exhaustive()
+        f.debug_struct("EntryDigest")
+            .field("entries", &self.entries)
+            .finish_non_exhaustive()
     }
 }
 

@@ -78,7 +78,9 @@ pub enum WireError {
 /// # Errors
 /// [`WireError::Length`] if it is shorter or longer than any frame.
 pub fn frame_bytes(buffer: &[u8]) -> Result<Option<usize>, WireError> {
-    let Some(header) = buffer.first_chunk::<4>() else { return Ok(None) };
+    let Some(header) = buffer.first_chunk::<4>() else {
+        return Ok(None);
+    };
     let bytes = u64::from(u32::from_le_bytes(*header)) + FRAME_HEADER_BYTES as u64;
     match usize::try_from(bytes) {
         // Flags and one byte each of length and message are the least.
@@ -94,9 +96,12 @@ pub fn frame_bytes(buffer: &[u8]) -> Result<Option<usize>, WireError> {
 /// When it is no frame, or the message is not one of this type within its bounds. Nothing
 /// larger than the bounds is allocated.
 pub fn decode<M: Message>(buffer: &[u8]) -> Result<Option<(usize, M, Vec<u8>)>, WireError> {
-    let Some(whole) = frame_bytes(buffer)? else { return Ok(None) };
-    let Some((header, body)) =
-        buffer.get(..whole).and_then(<[u8]>::split_first_chunk::<FRAME_HEADER_BYTES>)
+    let Some(whole) = frame_bytes(buffer)? else {
+        return Ok(None);
+    };
+    let Some((header, body)) = buffer
+        .get(..whole)
+        .and_then(<[u8]>::split_first_chunk::<FRAME_HEADER_BYTES>)
     else {
         return Ok(None);
     };
@@ -109,10 +114,13 @@ pub fn decode<M: Message>(buffer: &[u8]) -> Result<Option<(usize, M, Vec<u8>)>, 
     if flags & !COMPRESSED != 0 {
         return Err(WireError::Flags { flags });
     }
-    let (length, rest) = postcard::take_from_bytes::<u32>(&body[1..]).map_err(WireError::Message)?;
+    let (length, rest) =
+        postcard::take_from_bytes::<u32>(&body[1..]).map_err(WireError::Message)?;
     let length = length as usize;
     if length > MESSAGE_BYTES_MAX || length > rest.len() {
-        return Err(WireError::Length { bytes: length as u64 });
+        return Err(WireError::Length {
+            bytes: length as u64,
+        });
     }
     let (encoded, bytes) = rest.split_at(length);
     let message: M = digest::from_bytes(encoded)?;
@@ -162,7 +170,9 @@ fn encode_body<M: Message>(
     digest::to_vec(message, out)?;
     let length = out.len() - encoded;
     if length > MESSAGE_BYTES_MAX {
-        return Err(WireError::Length { bytes: length as u64 });
+        return Err(WireError::Length {
+            bytes: length as u64,
+        });
     }
     let (prefix, count) = varint(length);
     out.splice(body + 1..encoded, prefix[..count].iter().copied());
@@ -172,9 +182,13 @@ fn encode_body<M: Message>(
         out.extend_from_slice(bytes);
     }
     let whole = out.len() - start;
-    let Some(size) = u32::try_from(out.len() - body).ok().filter(|_| whole <= FRAME_BYTES_MAX)
+    let Some(size) = u32::try_from(out.len() - body)
+        .ok()
+        .filter(|_| whole <= FRAME_BYTES_MAX)
     else {
-        return Err(WireError::Length { bytes: whole as u64 });
+        return Err(WireError::Length {
+            bytes: whole as u64,
+        });
     };
     let checksum = crc32fast::hash(&out[body..]);
     out[start..start + 4].copy_from_slice(&size.to_le_bytes());
@@ -184,7 +198,11 @@ fn encode_body<M: Message>(
 
 fn check_bytes(expected: u64, bytes: &[u8]) -> Result<(), WireError> {
     let found = bytes.len() as u64;
-    if expected == found { Ok(()) } else { Err(WireError::Bytes { expected, found }) }
+    if expected == found {
+        Ok(())
+    } else {
+        Err(WireError::Bytes { expected, found })
+    }
 }
 
 // LEB128 of a length below 2^21, which MESSAGE_BYTES_MAX is.

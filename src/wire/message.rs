@@ -19,8 +19,14 @@ pub enum ToReplica {
         /// The entry.
         entry: Entry,
     },
-    /// Forget what is staged; the next entry has sequence 0.
-    Discard,
+    /// Keep the first `keep` entries of the stage and forget the rest; the next entry has this
+    /// sequence. The replica answers [`ToPrimary::Staged`] with the number that it really kept,
+    /// which is lower if a forgotten fragment had overwritten (in a staged file) one to be kept;
+    /// the next entry then has that sequence.
+    Truncate {
+        /// How many.
+        keep: u64,
+    },
     /// Make what is staged durable, as this epoch.
     Commit(Commit),
     /// Apply everything that is durable now, and answer [`ToPrimary::Applied`].
@@ -204,7 +210,10 @@ impl RecordItem {
                         _ => 0,
                     };
                     let pairs = object.xattrs.iter();
-                    target + pairs.map(|(name, value)| name.len() + value.len() + 6).sum::<usize>()
+                    target
+                        + pairs
+                            .map(|(name, value)| name.len() + value.len() + 6)
+                            .sum::<usize>()
                 }
                 RecordItem::Binding { name, .. } => name.as_bytes().len(),
                 RecordItem::Blocks { hashes, .. } => hashes.len() * 32,

@@ -17,7 +17,10 @@ pub struct Encoder<W> {
 impl<W: Write> Encoder<W> {
     /// An encoder that writes to `inner`.
     pub fn new(inner: W) -> Encoder<W> {
-        Encoder { inner, buffer: Vec::new() }
+        Encoder {
+            inner,
+            buffer: Vec::new(),
+        }
     }
 
     /// Queues a message, with the bytes of its fragment if it has some, and writes what is
@@ -72,7 +75,12 @@ pub struct Decoder<R> {
 impl<R: Read> Decoder<R> {
     /// A decoder that reads from `inner`.
     pub fn new(inner: R) -> Decoder<R> {
-        Decoder { inner, buffer: Vec::new(), start: 0, end: 0 }
+        Decoder {
+            inner,
+            buffer: Vec::new(),
+            start: 0,
+            end: 0,
+        }
     }
 
     /// Waits for the next message; returns it with the bytes that came with it. `None`: the
@@ -91,7 +99,9 @@ impl<R: Read> Decoder<R> {
                 self.start += consumed;
                 return Ok(Some((message, bytes)));
             }
-            let missing = whole.unwrap_or(super::FRAME_HEADER_BYTES).saturating_sub(held.len());
+            let missing = whole
+                .unwrap_or(super::FRAME_HEADER_BYTES)
+                .saturating_sub(held.len());
             if self.fill(missing)? == 0 {
                 if self.start == self.end {
                     return Ok(None);

@@ -27,7 +27,11 @@ pub trait Message: Serialize + DeserializeOwned {
 }
 
 fn check(condition: bool, otherwise: &'static str) -> Result<(), Invalid> {
-    if condition { Ok(()) } else { Err(Invalid(otherwise)) }
+    if condition {
+        Ok(())
+    } else {
+        Err(Invalid(otherwise))
+    }
 }
 
 fn text(text: &str) -> Result<(), Invalid> {
@@ -37,7 +41,11 @@ fn text(text: &str) -> Result<(), Invalid> {
 /// Cuts a text for people to what a message may carry.
 #[must_use]
 pub fn bounded_text(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+    let mut end = text.len().min(TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
     text
 }
 
@@ -47,7 +55,7 @@ impl Message for ToReplica {
             ToReplica::Hello(Hello { program, .. }) => text(program),
             ToReplica::Stage { entry, .. } => check(entry.is_valid(), "an entry out of bounds"),
             ToReplica::Commit(commit) => commit_in_bounds(commit),
-            ToReplica::Discard
+            ToReplica::Truncate { .. }
             | ToReplica::Apply
             | ToReplica::FetchRecords
             | ToReplica::Ping(_)
@@ -57,19 +65,24 @@ impl Message for ToReplica {
 
     fn bytes_expected(&self) -> u64 {
         match self {
-            ToReplica::Stage { entry: Entry::Fragment(fragment), .. }
-                if fragment.body == Body::Bytes =>
-            {
-                fragment.extent.length
-            }
+            ToReplica::Stage {
+                entry: Entry::Fragment(fragment),
+                ..
+            } if fragment.body == Body::Bytes => fragment.extent.length,
             _ => 0,
         }
     }
 }
 
 fn commit_in_bounds(commit: &Commit) -> Result<(), Invalid> {
-    check(commit.parent < commit.epoch, "an epoch that does not come after its parent")?;
-    check(commit.sealed_at.nanos < 1_000_000_000, "a time that is none")
+    check(
+        commit.parent < commit.epoch,
+        "an epoch that does not come after its parent",
+    )?;
+    check(
+        commit.sealed_at.nanos < 1_000_000_000,
+        "a time that is none",
+    )
 }
 
 impl Message for ToPrimary {
@@ -94,23 +107,41 @@ impl Message for ToPrimary {
 
 fn welcome_in_bounds(welcome: &Welcome) -> Result<(), Invalid> {
     text(&welcome.program)?;
-    check(welcome.applied <= welcome.durable, "a replica that applied what is not durable")
+    check(
+        welcome.applied <= welcome.durable,
+        "a replica that applied what is not durable",
+    )
 }
 
 impl Message for RecordItem {
     fn validate(&self) -> Result<(), Invalid> {
         match self {
-            RecordItem::Object { object, .. } => check(object.is_valid(), "an object out of bounds"),
-            RecordItem::Binding { parent, name, object } => {
+            RecordItem::Object { object, .. } => {
+                check(object.is_valid(), "an object out of bounds")
+            }
+            RecordItem::Binding {
+                parent,
+                name,
+                object,
+            } => {
                 let reserved =
                     *parent == FileId::ROOT && name.as_bytes() == RESERVED_NAME.as_bytes();
-                check(*object != FileId::ROOT && !reserved, "a name that may not be bound")
+                check(
+                    *object != FileId::ROOT && !reserved,
+                    "a name that may not be bound",
+                )
             }
             RecordItem::Blocks { first, hashes, .. } => {
-                check(!hashes.is_empty() && hashes.len() <= BLOCKS_ITEM_MAX, "a list of hashes")?;
+                check(
+                    !hashes.is_empty() && hashes.len() <= BLOCKS_ITEM_MAX,
+                    "a list of hashes",
+                )?;
                 let end = first.checked_add(hashes.len() as u64);
                 let bytes = end.and_then(|end| end.checked_mul(crate::limits::BLOCK_BYTES));
-                check(bytes.is_some_and(|bytes| i64::try_from(bytes).is_ok()), "a block's number")
+                check(
+                    bytes.is_some_and(|bytes| i64::try_from(bytes).is_ok()),
+                    "a block's number",
+                )
             }
         }
     }
@@ -120,11 +151,17 @@ impl Message for RecordItem {
 // a long list of small things costs no memory.
 
 pub(super) fn records<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<RecordItem>, D::Error> {
-    from.deserialize_seq(Bounded::<RecordItem> { max: RECORDS_MAX, element: PhantomData })
+    from.deserialize_seq(Bounded::<RecordItem> {
+        max: RECORDS_MAX,
+        element: PhantomData,
+    })
 }
 
 pub(super) fn hashes<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<BlockHash>, D::Error> {
-    from.deserialize_seq(Bounded::<BlockHash> { max: BLOCKS_ITEM_MAX, element: PhantomData })
+    from.deserialize_seq(Bounded::<BlockHash> {
+        max: BLOCKS_ITEM_MAX,
+        element: PhantomData,
+    })
 }
 
 struct Bounded<T> {
