@@ -3,6 +3,7 @@
 //! stand in its order.
 
 pub mod disk;
+pub mod exclude;
 pub mod limits;
 pub mod model;
 pub mod sender;
