@@ -4,6 +4,7 @@
 
 pub mod disk;
 pub mod exclude;
+pub mod journal;
 pub mod limits;
 pub mod model;
 pub mod sender;
