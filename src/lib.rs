@@ -2,6 +2,8 @@
 //! moments later. `docs/architecture.md` has the path of a change as a table; the modules below
 //! stand in its order.
 
+pub mod config;
+pub mod control;
 pub mod disk;
 pub mod limits;
 pub mod model;

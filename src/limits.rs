@@ -73,6 +73,25 @@ pub const RECONNECT_PAUSE_MIN: Duration = Duration::from_millis(200);
 /// See [`RECONNECT_PAUSE_MIN`].
 pub const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(30);
 
+/// How many commands may speak to a daemon at a time.
+pub const CONTROL_CLIENTS_MAX: usize = 64;
+
+/// The longest line on the control socket, in bytes.
+pub const CONTROL_LINE_BYTES_MAX: usize = 64 * 1024;
+
+/// How many `fsync`s may wait for the replica at a time; past it they are answered as if their
+/// time had passed.
+pub const REMOTE_WAITERS_MAX: usize = 4096;
+
+/// How long the daemon's log gets before it is rotated, in bytes; one old log is kept.
+pub const LOG_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// How long a drain may take after SIGTERM or SIGINT.
+pub const SIGNAL_DRAIN_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long a drain may take after an unmount that is not `mirrorfs umount`.
+pub const UNMOUNT_DRAIN_DEADLINE: Duration = Duration::from_secs(600);
+
 /// Blocks in the largest fragment, counting one that is cut at each end.
 pub const FRAGMENT_BLOCKS_MAX: usize = (FRAGMENT_BYTES_MAX / BLOCK_BYTES) as usize + 1;
 
