@@ -5,6 +5,7 @@
 pub mod config;
 pub mod control;
 pub mod disk;
+pub mod exclude;
 pub mod limits;
 pub mod model;
 pub mod sender;

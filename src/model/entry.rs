@@ -10,7 +10,9 @@
 //! Deletion is derived: an object that has no name after the bindings is gone, and a directory
 //! that is gone takes with it what is still named in it.
 
-use super::{BlockHash, EpochId, Extent, FileId, Incarnation, Name, Object, Timestamp};
+use super::{
+    BlockHash, EpochId, Extent, FileId, Incarnation, Name, Object, RESERVED_NAME, Timestamp,
+};
 use crate::limits::FRAGMENT_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
@@ -93,7 +95,15 @@ impl Entry {
         match self {
             Entry::Fragment(fragment) => fragment.is_valid(),
             Entry::Object { object, .. } => object.is_valid(),
-            Entry::Binding { object, .. } => *object != Some(FileId::ROOT),
+            Entry::Binding {
+                parent,
+                name,
+                object,
+            } => {
+                let reserved =
+                    *parent == FileId::ROOT && name.as_bytes() == RESERVED_NAME.as_bytes();
+                *object != Some(FileId::ROOT) && !reserved
+            }
         }
     }
 }
