@@ -123,12 +123,19 @@ macro_rules! words {
     };
 }
 words!(
-    Remote, "remote", "async, received or durable",
-    Async = "async", Received = "received", Durable = "durable"
+    Remote,
+    "remote",
+    "async, received or durable",
+    Async = "async",
+    Received = "received",
+    Durable = "durable"
 );
 words!(
-    OnDegraded, "on-degraded", "error or continue",
-    Error = "error", Continue = "continue"
+    OnDegraded,
+    "on-degraded",
+    "error or continue",
+    Error = "error",
+    Continue = "continue"
 );
 
 /// Serializes what parses and prints as a string.
@@ -162,12 +169,18 @@ mod tests {
             assert_eq!(text.parse::<Remote>().expect("a mode").to_string(), text);
         }
         for text in ["error", "continue"] {
-            assert_eq!(text.parse::<OnDegraded>().expect("a mode").to_string(), text);
+            assert_eq!(
+                text.parse::<OnDegraded>().expect("a mode").to_string(),
+                text
+            );
         }
         for text in ["", "never", "0s", "-1s"] {
             assert!(text.parse::<Local>().is_err(), "{text}");
         }
-        let refused = "sync".parse::<Remote>().expect_err("not a mode").to_string();
+        let refused = "sync"
+            .parse::<Remote>()
+            .expect_err("not a mode")
+            .to_string();
         assert!(refused.contains("async, received or durable"), "{refused}");
     }
 }

@@ -26,7 +26,9 @@ pub mod path_bytes {
         fn from(path: &Path) -> Form {
             match path.to_str() {
                 Some(text) => Form::Text(text.to_owned()),
-                None => Form::Bytes { bytes: path.as_os_str().as_bytes().to_vec() },
+                None => Form::Bytes {
+                    bytes: path.as_os_str().as_bytes().to_vec(),
+                },
             }
         }
     }
@@ -76,6 +78,9 @@ pub mod paths_bytes {
     /// # Errors
     /// When it has another form.
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Error> {
-        Ok(Vec::<Form>::deserialize(from)?.into_iter().map(PathBuf::from).collect())
+        Ok(Vec::<Form>::deserialize(from)?
+            .into_iter()
+            .map(PathBuf::from)
+            .collect())
     }
 }

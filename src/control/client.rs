@@ -61,14 +61,20 @@ impl Client {
                 ClientError::NoDaemon(state_dir.to_owned())
             }
             ErrorKind::PermissionDenied => ClientError::Forbidden(state_dir.to_owned()),
-            _ => ClientError::Io { path: state_dir.to_owned(), source },
+            _ => ClientError::Io {
+                path: state_dir.to_owned(),
+                source,
+            },
         };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::open(state_dir, flags, Mode::empty()).map_err(|e| io(e.into()))?;
         let stream = UnixStream::connect(short_path(dir.as_fd())).map_err(io)?;
         stream.set_read_timeout(Some(SILENCE_MAX)).map_err(io)?;
         stream.set_write_timeout(Some(SILENCE_MAX)).map_err(io)?;
-        Ok(Client { stream, state_dir: state_dir.to_owned() })
+        Ok(Client {
+            stream,
+            state_dir: state_dir.to_owned(),
+        })
     }
 
     /// Asks, and waits for the answer; `progress` hears how it stands meanwhile.
@@ -81,8 +87,14 @@ impl Client {
         progress: &mut dyn FnMut(&Status),
     ) -> Result<Reply, ClientError> {
         let path = self.state_dir.clone();
-        let answer = |source| ClientError::Answer { path: path.clone(), source };
-        let io = |source| ClientError::Io { path: path.clone(), source };
+        let answer = |source| ClientError::Answer {
+            path: path.clone(),
+            source,
+        };
+        let io = |source| ClientError::Io {
+            path: path.clone(),
+            source,
+        };
         let mut line = serde_json::to_vec(request).map_err(answer)?;
         line.push(b'\n');
         self.stream.write_all(&line).map_err(io)?;

@@ -41,18 +41,42 @@ impl Exit {
     /// All of them, with what they mean, for the help text.
     pub const ALL: &'static [(Exit, &'static str)] = &[
         (Exit::Done, "done"),
-        (Exit::Failure, "failed, for a reason without a code of its own"),
+        (
+            Exit::Failure,
+            "failed, for a reason without a code of its own",
+        ),
         (Exit::Usage, "the command line is wrong"),
-        (Exit::Owed, "the deadline passed and something is still owed; nothing is lost"),
-        (Exit::Refused, "refused to protect data; an option named in the message overrides it"),
-        (Exit::Unreachable, "target unreachable: network, host key, login, program missing"),
-        (Exit::Busy, "in use: mountpoint, mount, state directory or replica"),
+        (
+            Exit::Owed,
+            "the deadline passed and something is still owed; nothing is lost",
+        ),
+        (
+            Exit::Refused,
+            "refused to protect data; an option named in the message overrides it",
+        ),
+        (
+            Exit::Unreachable,
+            "target unreachable: network, host key, login, program missing",
+        ),
+        (
+            Exit::Busy,
+            "in use: mountpoint, mount, state directory or replica",
+        ),
         (Exit::NotMounted, "not mounted, or no such mirror"),
         (Exit::LocalDisk, "the local disk failed or is full"),
-        (Exit::ReplicaDisk, "the replica's disk failed, is full or cannot be written"),
-        (Exit::Damaged, "state directory or replica records lost, damaged or unknown"),
+        (
+            Exit::ReplicaDisk,
+            "the replica's disk failed, is full or cannot be written",
+        ),
+        (
+            Exit::Damaged,
+            "state directory or replica records lost, damaged or unknown",
+        ),
         (Exit::Version, "the two sides speak no common version"),
-        (Exit::Path, "source, target or mountpoint missing, unreadable or nested"),
+        (
+            Exit::Path,
+            "source, target or mountpoint missing, unreadable or nested",
+        ),
     ];
 
     /// The number.
@@ -72,7 +96,9 @@ impl TryFrom<u8> for Exit {
     type Error = String;
     fn try_from(code: u8) -> Result<Exit, String> {
         let known = Exit::ALL.iter().find(|(exit, _)| exit.code() == code);
-        known.map(|(exit, _)| *exit).ok_or_else(|| format!("no exit code {code}"))
+        known
+            .map(|(exit, _)| *exit)
+            .ok_or_else(|| format!("no exit code {code}"))
     }
 }
 
@@ -91,7 +117,11 @@ impl Failure {
     /// A failure with one cause.
     #[must_use]
     pub fn new(exit: Exit, cause: impl Into<String>) -> Failure {
-        Failure { exit, causes: vec![cause.into()], next: None }
+        Failure {
+            exit,
+            causes: vec![cause.into()],
+            next: None,
+        }
     }
 
     /// A failure from an error and all its sources. A source whose text ends the text before it
@@ -107,7 +137,11 @@ impl Failure {
             }
             next = error.source();
         }
-        Failure { exit, causes, next: None }
+        Failure {
+            exit,
+            causes,
+            next: None,
+        }
     }
 
     /// With what the user can do about it.
@@ -135,7 +169,11 @@ impl fmt::Display for Failure {
     /// As it is printed: `mirrorfs: what`, a `cause:` line each, and `next:`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, cause) in self.causes.iter().enumerate() {
-            writeln!(f, "{}{cause}", if i == 0 { "mirrorfs: " } else { "  cause: " })?;
+            writeln!(
+                f,
+                "{}{cause}",
+                if i == 0 { "mirrorfs: " } else { "  cause: " }
+            )?;
         }
         match &self.next {
             Some(next) => writeln!(f, "  next: {next}"),
@@ -159,14 +197,19 @@ mod tests {
         assert!(Exit::try_from(99).is_err());
         let docs = include_str!("../../docs/operations.md");
         for (exit, _) in Exit::ALL {
-            assert!(docs.contains(&format!("| {} |", exit.code())), "{exit:?} is not documented");
+            assert!(
+                docs.contains(&format!("| {} |", exit.code())),
+                "{exit:?} is not documented"
+            );
         }
     }
 
     #[test]
     fn a_failure_prints_one_line_a_cause_and_what_to_do() {
         let io = std::io::Error::other("disk on fire");
-        let failure = Failure::from_error(Exit::LocalDisk, &io).context("cannot write").next("run");
+        let failure = Failure::from_error(Exit::LocalDisk, &io)
+            .context("cannot write")
+            .next("run");
         assert_eq!(
             failure.to_string(),
             "mirrorfs: cannot write\n  cause: disk on fire\n  next: run\n"

@@ -70,8 +70,11 @@ mod tests {
 
     #[test]
     fn requests_are_readable_lines() {
-        let line = serde_json::to_string(&Request::Umount { timeout_ms: Some(5), lazy: false })
-            .expect("it encodes");
+        let line = serde_json::to_string(&Request::Umount {
+            timeout_ms: Some(5),
+            lazy: false,
+        })
+        .expect("it encodes");
         assert_eq!(line, r#"{"command":"umount","timeout_ms":5,"lazy":false}"#);
         assert_eq!(
             serde_json::from_str::<Request>(r#"{"command":"status"}"#).expect("it decodes"),

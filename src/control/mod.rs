@@ -12,6 +12,8 @@ mod message;
 mod server;
 mod socket;
 mod status;
+#[cfg(test)]
+mod tests;
 
 pub use client::{Client, ClientError};
 pub use failure::{Exit, Failure};

@@ -71,7 +71,9 @@ impl Server {
     pub async fn run<S: Service>(self, service: Rc<S>) {
         let slots = Arc::new(Semaphore::new(CONTROL_CLIENTS_MAX));
         loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+                return;
+            };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     let service = Rc::clone(&service);
@@ -130,16 +132,21 @@ async fn client<S: Service>(stream: UnixStream, service: &S) -> io::Result<()> {
 async fn answer<S: Service>(request: Request, service: &S) -> Reply {
     let span = |timeout_ms: Option<u64>| timeout_ms.map(Duration::from_millis);
     let result = match request {
-        Request::Status => Ok(Reply::Status { status: Box::new(service.status()) }),
-        Request::Wait { timeout_ms } => {
-            service.wait(span(timeout_ms)).await.map(|epoch| Reply::Durable { epoch })
-        }
-        Request::Drain { timeout_ms } => {
-            service.drain(span(timeout_ms)).await.map(|receipt| Reply::Receipt { receipt })
-        }
-        Request::Umount { timeout_ms, lazy } => {
-            service.umount(span(timeout_ms), lazy).await.map(|receipt| Reply::Receipt { receipt })
-        }
+        Request::Status => Ok(Reply::Status {
+            status: Box::new(service.status()),
+        }),
+        Request::Wait { timeout_ms } => service
+            .wait(span(timeout_ms))
+            .await
+            .map(|epoch| Reply::Durable { epoch }),
+        Request::Drain { timeout_ms } => service
+            .drain(span(timeout_ms))
+            .await
+            .map(|receipt| Reply::Receipt { receipt }),
+        Request::Umount { timeout_ms, lazy } => service
+            .umount(span(timeout_ms), lazy)
+            .await
+            .map(|receipt| Reply::Receipt { receipt }),
         Request::Yield => service.give_way().map(|()| Reply::Yielding),
     };
     result.unwrap_or_else(|failure| Reply::Failed { failure })

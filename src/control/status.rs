@@ -162,7 +162,9 @@ pub struct Receipt {
 /// A wall clock time as RFC 3339 in UTC, to the second.
 #[must_use]
 pub fn rfc3339(time: SystemTime) -> String {
-    let secs = time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs());
+    let secs = time
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |age| age.as_secs());
     let (days, rest) = (secs / 86_400, secs % 86_400);
     // Days since 0000-03-01, in eras of 400 years: Howard Hinnant's civil_from_days.
     let shifted = days + 719_468;
@@ -191,7 +193,10 @@ mod tests {
             (1_735_689_599, "2024-12-31T23:59:59Z"),
             (4_107_542_400, "2100-03-01T00:00:00Z"),
         ] {
-            assert_eq!(rfc3339(SystemTime::UNIX_EPOCH + Duration::from_secs(secs)), text);
+            assert_eq!(
+                rfc3339(SystemTime::UNIX_EPOCH + Duration::from_secs(secs)),
+                text
+            );
         }
     }
 
@@ -199,7 +204,12 @@ mod tests {
     fn status_has_the_promised_keys() {
         let json = serde_json::to_value(Status::default()).expect("it encodes");
         assert_eq!(json["state"], "idle");
-        for key in ["lag_seconds", "pending_bytes", "pending_operations", "target"] {
+        for key in [
+            "lag_seconds",
+            "pending_bytes",
+            "pending_operations",
+            "target",
+        ] {
             assert!(!json[key].is_null(), "{key}");
         }
         for key in ["sealed", "shipped", "durable", "applied"] {
@@ -218,7 +228,10 @@ mod tests {
         let mut status = Status::default();
         assert_eq!(status.owed(), None);
         status.epochs.sealed = 3;
-        assert_eq!(status.owed().as_deref(), Some("epochs 1 to 3 are not applied yet"));
+        assert_eq!(
+            status.owed().as_deref(),
+            Some("epochs 1 to 3 are not applied yet")
+        );
         status.pending_operations = 2;
         assert!(status.owed().expect("owed").starts_with("2 changes"));
     }
