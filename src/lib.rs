@@ -8,5 +8,6 @@ pub mod disk;
 pub mod exclude;
 pub mod limits;
 pub mod model;
+pub mod plan;
 pub mod sender;
 pub mod wire;
