@@ -6,5 +6,6 @@ pub mod disk;
 pub mod exclude;
 pub mod limits;
 pub mod model;
+pub mod records;
 pub mod sender;
 pub mod wire;
