@@ -102,13 +102,18 @@ impl Fragment {
     /// Whether what was decoded is within the bounds of a fragment.
     #[must_use]
     pub fn is_valid(&self) -> bool {
-        let Some(end) = self.extent.offset.checked_add(self.extent.length) else { return false };
+        let Some(end) = self.extent.offset.checked_add(self.extent.length) else {
+            return false;
+        };
         if self.extent.length == 0 || i64::try_from(end).is_err() {
             return false;
         }
         let touched = super::blocks_of(self.extent);
         let touched = touched.end - touched.start;
-        let whole = self.extent.offset.is_multiple_of(crate::limits::BLOCK_BYTES)
+        let whole = self
+            .extent
+            .offset
+            .is_multiple_of(crate::limits::BLOCK_BYTES)
             && end.is_multiple_of(crate::limits::BLOCK_BYTES);
         match self.body {
             Body::Hole if whole => self.blocks.is_empty(),
