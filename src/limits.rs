@@ -13,6 +13,18 @@ pub const FRAGMENT_BYTES_MAX: u64 = 1024 * 1024;
 /// The largest frame that either side accepts, in bytes, header included.
 pub const FRAME_BYTES_MAX: usize = 2 * 1024 * 1024;
 
+/// The largest message in a frame, in bytes, without the bytes of a fragment beside it.
+pub const MESSAGE_BYTES_MAX: usize = 768 * 1024;
+
+/// How many rows of records one message may have.
+pub const RECORDS_MAX: usize = 4096;
+
+/// How many block hashes one row of records may have.
+pub const BLOCKS_ITEM_MAX: usize = 4096;
+
+/// The longest text for people in a message, in bytes.
+pub const TEXT_BYTES_MAX: usize = 16 * 1024;
+
 /// The longest name of a directory entry, in bytes (`NAME_MAX`).
 pub const NAME_BYTES_MAX: usize = 255;
 
@@ -97,11 +109,33 @@ pub const DIAGNOSIS_BYTES_MAX: usize = 4096;
 /// The largest file of keys, known hosts or ssh configuration that is read, in bytes.
 pub const CREDENTIAL_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
+/// How many commands may speak to a daemon at a time.
+pub const CONTROL_CLIENTS_MAX: usize = 64;
+
+/// The longest line on the control socket, in bytes.
+pub const CONTROL_LINE_BYTES_MAX: usize = 64 * 1024;
+
+/// How many `fsync`s may wait for the replica at a time; past it they are answered as if their
+/// time had passed.
+pub const REMOTE_WAITERS_MAX: usize = 4096;
+
+/// How long the daemon's log gets before it is rotated, in bytes; one old log is kept.
+pub const LOG_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// How long a drain may take after SIGTERM or SIGINT.
+pub const SIGNAL_DRAIN_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long a drain may take after an unmount that is not `mirrorfs umount`.
+pub const UNMOUNT_DRAIN_DEADLINE: Duration = Duration::from_secs(600);
+
 /// Blocks in the largest fragment, counting one that is cut at each end.
 pub const FRAGMENT_BLOCKS_MAX: usize = (FRAGMENT_BYTES_MAX / BLOCK_BYTES) as usize + 1;
 
 const _: () = assert!(FRAGMENT_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
-const _: () = assert!(FRAGMENT_BYTES_MAX as usize + 4096 < FRAME_BYTES_MAX);
-const _: () = assert!(XATTRS_BYTES_MAX + 8192 < FRAME_BYTES_MAX);
+const _: () = assert!(FRAGMENT_BYTES_MAX as usize + MESSAGE_BYTES_MAX < FRAME_BYTES_MAX);
+// Names and values of xattrs, and at most as much again for their lengths.
+const _: () = assert!(2 * XATTRS_BYTES_MAX + 2 * SYMLINK_BYTES_MAX < MESSAGE_BYTES_MAX);
+const _: () = assert!(BLOCKS_ITEM_MAX * 32 + 4096 < MESSAGE_BYTES_MAX);
+const _: () = assert!(TEXT_BYTES_MAX + 4096 < MESSAGE_BYTES_MAX);
 const _: () = assert!(PART_OBJECTS < EPOCH_OBJECTS_MAX);
 const _: () = assert!(SEAL_BYTES_MAX <= SAVED_MEMORY_BYTES_MAX + SAVED_DISK_BYTES_MAX);

@@ -1,7 +1,10 @@
 //! One suite over every transport: the pair within a process, a remote shell, and the built-in
 //! ssh client against a real sshd on loopback.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, in its helpers too"
+)]
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -281,7 +284,7 @@ fn an_unknown_host_is_refused_until_it_is_accepted() {
     let hashed = Command::new("ssh-keygen")
         .args(["-H", "-f"])
         .arg(&known)
-        .status();
+        .output();
     assert!(hashed.unwrap().status.success());
     assert!(
         !std::fs::read_to_string(&known)
@@ -311,7 +314,7 @@ fn a_changed_host_key_is_always_refused() {
     let hashed = Command::new("ssh-keygen")
         .args(["-H", "-f"])
         .arg(&known)
-        .status();
+        .output();
     assert!(hashed.unwrap().status.success());
     let error = connect(&options).unwrap_err();
     assert!(matches!(error, Error::HostKeyChanged { .. }), "{error:?}");
