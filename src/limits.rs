@@ -80,6 +80,16 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a link may be silent before it is taken for dead.
 pub const LINK_DEADLINE: Duration = Duration::from_secs(20);
 
+/// How many bytes of its pages a database of records keeps in memory.
+pub const RECORDS_CACHE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Up to which size a database of records is read as a whole when it is opened, to find damage
+/// that its own start would not. One that was not closed is read in any case.
+pub const RECORDS_CHECK_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// How many rows a change of records holds in memory before it writes them to its transaction.
+pub const RECORDS_ROWS_MAX: usize = 16 * 1024;
+
 /// The first and the longest pause before another attempt to connect.
 pub const RECONNECT_PAUSE_MIN: Duration = Duration::from_millis(200);
 /// See [`RECONNECT_PAUSE_MIN`].
