@@ -16,7 +16,7 @@ const MAY_SEE: &[(&str, &[&str])] = &[
     ("exclude", &[]),
     ("wire", &[]),
     ("disk", &[]),
-    ("records", &["disk"]),
+    ("records", &["disk", "wire"]),
     ("journal", &["records", "disk"]),
     (
         "backing",
@@ -229,10 +229,11 @@ fn every_package_has_a_line_on_why() {
     for line in manifest.lines() {
         if line.starts_with('[') {
             inside = line.contains("dependencies]");
-        } else if inside && let Some((name, _)) = line.split_once(" =") {
-            if !reasons.contains(&format!("`{name}`")) {
-                missing.push(name);
-            }
+        } else if inside
+            && let Some((name, _)) = line.split_once(" =")
+            && !reasons.contains(&format!("`{name}`"))
+        {
+            missing.push(name);
         }
     }
     assert!(missing.is_empty(), "docs/dependencies.md lacks {missing:?}");
