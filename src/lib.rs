@@ -9,5 +9,7 @@ pub mod exclude;
 pub mod limits;
 pub mod model;
 pub mod plan;
+pub mod records;
 pub mod sender;
+pub mod transport;
 pub mod wire;

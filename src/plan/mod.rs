@@ -9,7 +9,7 @@
 //!
 //! - A block is skipped only if its hash, over the whole block as it was read, is the one that
 //!   the replica holds. The index says which that is, but not for a block that a fragment which
-//!   the index does not yet know has touched ([`Held`]): such a block is never skipped.
+//!   the index does not yet know has touched (`held`): such a block is never skipped.
 //! - The bytes that are shipped and the hash that goes with them come from one read.
 //! - Of a sealed epoch the live file is read first and what was saved is laid over it, never the
 //!   other way round: whoever writes saves first.

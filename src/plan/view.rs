@@ -3,6 +3,7 @@
 use super::PlanError;
 use crate::disk::Snapshot;
 use crate::model::{BlockHash, Extent, FileId, Name, Object};
+use crate::records::{self, Records};
 use std::fs::File;
 use std::io;
 
@@ -54,6 +55,30 @@ pub trait Index {
     /// # Errors
     /// See [`Index::object`].
     fn links(&self, id: FileId, max: usize) -> Result<Vec<(FileId, Name)>, PlanError>;
+}
+
+impl Index for Records {
+    fn object(&self, id: FileId) -> Result<Option<Object>, PlanError> {
+        Ok(Records::object(self, id)?.map(|record| record.object))
+    }
+
+    fn blocks(&self, id: FileId, first: u64, count: u64) -> Result<Vec<BlockHash>, PlanError> {
+        Ok(Records::blocks(self, id, first, count)?)
+    }
+
+    fn child(&self, parent: FileId, name: &Name) -> Result<Option<FileId>, PlanError> {
+        Ok(Records::child(self, parent, name)?)
+    }
+
+    fn links(&self, id: FileId, max: usize) -> Result<Vec<(FileId, Name)>, PlanError> {
+        Ok(Records::links(self, id, max)?)
+    }
+}
+
+impl From<records::Error> for PlanError {
+    fn from(error: records::Error) -> PlanError {
+        PlanError::Index(Box::new(error))
+    }
 }
 
 /// What changed about an object in a sealed epoch.

@@ -187,6 +187,18 @@ fn an_unsettled_stamp_is_not_trusted() {
     assert!(stamp.inode != 0 && stamp.ctime == Default::default());
 }
 
+#[test]
+fn what_is_cut_off_and_staged_is_not_back_when_the_file_grows() {
+    let mut world = World::new();
+    let file = world.create("f", &noise(1, 150_000));
+    world.ship();
+    world.truncate(file, 0);
+    world.stage(file);
+    world.write(file, 65_536, b"x");
+    world.ship();
+    world.compare();
+}
+
 #[derive(Clone, Debug)]
 enum Edit {
     Write(usize, u64, usize, u64),
