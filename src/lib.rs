@@ -10,5 +10,6 @@ pub mod limits;
 pub mod model;
 pub mod records;
 pub mod sender;
+pub mod state;
 pub mod transport;
 pub mod wire;
