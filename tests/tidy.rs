@@ -24,7 +24,7 @@ const MAY_SEE: &[(&str, &[&str])] = &[
         &["journal", "records", "disk", "exclude", "clock", "config"],
     ),
     ("mount", &["backing", "config"]),
-    ("plan", &["journal", "records", "wire"]),
+    ("plan", &["journal", "records", "disk", "wire"]),
     ("sender", &["wire"]),
     ("transport", &[]),
     ("replica", &["records", "wire", "disk"]),
