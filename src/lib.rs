@@ -12,5 +12,6 @@ pub mod model;
 pub mod plan;
 pub mod records;
 pub mod sender;
+pub mod state;
 pub mod transport;
 pub mod wire;

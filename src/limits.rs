@@ -102,6 +102,9 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a link may be silent before it is taken for dead.
 pub const LINK_DEADLINE: Duration = Duration::from_secs(20);
 
+/// How many ids of epochs are made durable at once, before they are used.
+pub const IDS_RESERVED: u64 = 1024;
+
 /// How many bytes of its pages a database of records keeps in memory.
 pub const RECORDS_CACHE_BYTES: usize = 64 * 1024 * 1024;
 

@@ -17,6 +17,7 @@ const MAY_SEE: &[(&str, &[&str])] = &[
     ("wire", &[]),
     ("disk", &[]),
     ("records", &["disk", "wire"]),
+    ("state", &["disk", "wire"]),
     ("journal", &["records", "disk"]),
     (
         "backing",
