@@ -9,6 +9,7 @@ pub mod exclude;
 pub mod limits;
 pub mod model;
 pub mod records;
+pub mod replica;
 pub mod sender;
 pub mod transport;
 pub mod wire;

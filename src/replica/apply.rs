@@ -19,6 +19,7 @@
 //!
 //! What was superseded is deleted only when the records say that the epoch is applied.
 
+use super::ReplicaError;
 use super::attributes::{self, Policy};
 use super::delta::{Delta, Item, Spot};
 use super::error::Doing;
@@ -26,7 +27,6 @@ use super::home::Home;
 use super::place::At;
 use super::redo::{Kind, files_name};
 use super::tree::{Seen, Tree, shelf_name};
-use super::ReplicaError;
 use crate::limits::{DIRECTORY_DESCRIPTORS, SUSPECTS_MAX};
 use crate::model::{FileId, Fixed, Object};
 use crate::records::Records;
@@ -71,7 +71,9 @@ pub(super) struct Apply<'a> {
 }
 
 fn again(fd: &OwnedFd) -> Result<Rc<OwnedFd>, ReplicaError> {
-    fd.try_clone().map(Rc::new).doing(|| "cannot duplicate a descriptor")
+    fd.try_clone()
+        .map(Rc::new)
+        .doing(|| "cannot duplicate a descriptor")
 }
 
 /// Does it; returns the objects that are not what the records say.
@@ -104,10 +106,12 @@ pub(super) fn apply(
     if progress != Progress::Marked {
         apply.make_all()?;
         apply.vacate_all()?;
-        if delta.marked {
-            tree.barrier().doing(|| "cannot sync the replica's file system")?;
-            home.set_mark(delta.last)?;
-        }
+    }
+    if delta.marked {
+        // In a replay too: that the mark was read does not say that it is durable.
+        tree.barrier()
+            .doing(|| "cannot sync the replica's file system")?;
+        home.set_mark(delta.last)?;
     }
     apply.giving = true;
     apply.attach_all()?;
@@ -126,10 +130,12 @@ impl Apply<'_> {
     }
 
     pub(super) fn object(&self, id: FileId) -> Result<Object, ReplicaError> {
-        self.delta.object(self.records, id)?.ok_or_else(|| ReplicaError::Invalid {
-            epoch: self.delta.last.0,
-            why: format!("object {id} is not known"),
-        })
+        self.delta
+            .object(self.records, id)?
+            .ok_or_else(|| ReplicaError::Invalid {
+                epoch: self.delta.last.0,
+                why: format!("object {id} is not known"),
+            })
     }
 
     fn make_all(&mut self) -> Result<(), ReplicaError> {
@@ -178,7 +184,9 @@ impl Apply<'_> {
         let name = || format!("cannot make object {id} in park");
         if !object.fixed.is_file() {
             let privileged = self.policy.privileged;
-            self.tree.make_other(at.place(), &object.fixed, privileged).doing(name)?;
+            self.tree
+                .make_other(at.place(), &object.fixed, privileged)
+                .doing(name)?;
             let handle = self.tree.handle(at.place()).doing(name)?;
             return attributes::apply(self.tree, handle.as_fd(), true, object, self.policy)
                 .doing(name);
@@ -203,7 +211,10 @@ impl Apply<'_> {
         let staged = self.tree.directory(&self.tree.redo, OsStr::new(&files));
         if let Ok(staged) = staged {
             let name = shelf_name(id);
-            match self.tree.rename((&staged, OsStr::new(&name)), shelf.place()) {
+            match self
+                .tree
+                .rename((&staged, OsStr::new(&name)), shelf.place())
+            {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 moved => moved.doing(|| format!("cannot move the staged file {id}"))?,
             }

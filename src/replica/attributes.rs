@@ -97,7 +97,10 @@ fn apply_xattrs(fd: BorrowedFd<'_>, object: &Object, policy: Policy) -> io::Resu
     let place = disk::Place::Open(fd);
     let held = disk::read_xattrs(place)?;
     let ours = |name: &[u8]| policy.applies(name, &object.fixed);
-    for name in held.keys().filter(|name| ours(name) && !object.xattrs.contains_key(*name)) {
+    for name in held
+        .keys()
+        .filter(|name| ours(name) && !object.xattrs.contains_key(*name))
+    {
         lenient(disk::remove_xattr(place, name))?;
     }
     for (name, value) in object.xattrs.iter().filter(|(name, _)| ours(name)) {

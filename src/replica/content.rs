@@ -86,7 +86,9 @@ impl Apply<'_> {
             directory: self.park.clone(),
             name: format!("{}.copy", shelf_name(id)).into(),
         };
-        self.tree.remove_all(&fresh.directory, &fresh.name).doing(action)?;
+        self.tree
+            .remove_all(&fresh.directory, &fresh.name)
+            .doing(action)?;
         let file = self.tree.make_file(fresh.place()).doing(action)?;
         if let Some((at, seen)) = found
             && seen.kind == Kind::File
@@ -104,12 +106,19 @@ impl Apply<'_> {
         };
         for spot in &names {
             let Some(at) = self.at(spot)? else { continue };
-            if self.seen(&at)?.is_some_and(|there| there.kind != Kind::File) {
+            if self
+                .seen(&at)?
+                .is_some_and(|there| there.kind != Kind::File)
+            {
                 self.tree.discard(at.place()).doing(action)?;
             }
             self.tree.unlink(temporary.place()).doing(action)?;
-            self.tree.link(fresh.place(), temporary.place()).doing(action)?;
-            self.tree.rename_over(temporary.place(), at.place()).doing(action)?;
+            self.tree
+                .link(fresh.place(), temporary.place())
+                .doing(action)?;
+            self.tree
+                .rename_over(temporary.place(), at.place())
+                .doing(action)?;
             self.touched.insert(spot.0);
         }
         self.tree.unlink(fresh.place()).doing(action)?;
@@ -140,7 +149,8 @@ impl Apply<'_> {
                 Op::Size(bytes) => {
                     size = bytes;
                     if self.tree.step("cut").doing(|| "stopped")? {
-                        file.set_len(bytes).doing(|| format!("cannot cut file {id}"))?;
+                        file.set_len(bytes)
+                            .doing(|| format!("cannot cut file {id}"))?;
                     }
                 }
                 Op::Fragment(log, at) => {
@@ -180,7 +190,9 @@ impl Apply<'_> {
                     done = copy(&base, at, file, offset, length).doing(action)?;
                 }
                 // What is not there cannot be copied; the check of the blocks will tell.
-                self.tree.punch(file, offset + done, length - done).doing(action)
+                self.tree
+                    .punch(file, offset + done, length - done)
+                    .doing(action)
             }
         }
     }
@@ -197,7 +209,11 @@ impl Apply<'_> {
             let fragment = self.delta.logs[log].fragment(at)?.0;
             for (index, block) in blocks_of(fragment.extent).enumerate() {
                 let extent = Extent::new(block * BLOCK_BYTES, BLOCK_BYTES);
-                let hash = fragment.blocks.get(index).copied().unwrap_or(BlockHash::ZERO);
+                let hash = fragment
+                    .blocks
+                    .get(index)
+                    .copied()
+                    .unwrap_or(BlockHash::ZERO);
                 let whole = fragment.extent.intersection(extent) == extent;
                 let seen = checked.overlaps(extent).next().is_some();
                 let trusted = whole && !matches!(fragment.body, Body::Copy { .. });
@@ -258,13 +274,8 @@ fn copy(from: &File, at: u64, to: &File, offset: u64, length: u64) -> io::Result
         if !plain {
             let (mut source, mut target) = (at + done, offset + done);
             let left = usize::try_from(length - done).unwrap_or(usize::MAX);
-            match rustix::fs::copy_file_range(
-                from,
-                Some(&mut source),
-                to,
-                Some(&mut target),
-                left,
-            ) {
+            match rustix::fs::copy_file_range(from, Some(&mut source), to, Some(&mut target), left)
+            {
                 // Zero may be the end, or a file system that does not say what it cannot do.
                 Ok(0) | Err(_) => plain = true,
                 Ok(count) => done += count as u64,

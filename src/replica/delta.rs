@@ -158,9 +158,13 @@ impl Delta {
                 }
             }
         }
-        self.bindings.retain(|_, binding| binding.old != binding.new);
-        let bindings: Vec<(Spot, Binding)> =
-            self.bindings.iter().map(|(spot, binding)| (spot.clone(), *binding)).collect();
+        self.bindings
+            .retain(|_, binding| binding.old != binding.new);
+        let bindings: Vec<(Spot, Binding)> = self
+            .bindings
+            .iter()
+            .map(|(spot, binding)| (spot.clone(), *binding))
+            .collect();
         for (spot, binding) in bindings {
             if let Some(item) = self.item(records, binding.old)? {
                 item.kept = item.kept.saturating_sub(1);
@@ -190,8 +194,11 @@ impl Delta {
 
     /// Returns the files that files in place copy from.
     fn take_content(&mut self, records: &Records) -> Result<HashSet<FileId>, ReplicaError> {
-        let mut touched: Vec<FileId> =
-            self.logs.iter().flat_map(|log| log.index.files.keys().copied()).collect();
+        let mut touched: Vec<FileId> = self
+            .logs
+            .iter()
+            .flat_map(|log| log.index.files.keys().copied())
+            .collect();
         touched.extend(
             self.items
                 .iter()
@@ -280,7 +287,11 @@ impl Delta {
                 }
             }
             let changes = |from: &FileId| {
-                *from == id || self.items.get(from).is_some_and(|item| !item.content.is_empty())
+                *from == id
+                    || self
+                        .items
+                        .get(from)
+                        .is_some_and(|item| !item.content.is_empty())
             };
             if sources.iter().any(changes) {
                 self.rebuild(records, id)?;

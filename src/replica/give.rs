@@ -105,7 +105,10 @@ impl Apply<'_> {
             Some(there) => self.set_aside(spot, at, &there)?,
         };
         match (moves, over) {
-            (true, true) => self.tree.rename_over(source.place(), at.place()).doing(action),
+            (true, true) => self
+                .tree
+                .rename_over(source.place(), at.place())
+                .doing(action),
             (true, false) => self.rename_free(source, at, spot),
             (false, false) => self.tree.link(source.place(), at.place()).doing(action),
             (false, true) => {
@@ -114,8 +117,12 @@ impl Apply<'_> {
                     name: format!("{}.link", shelf_name(id)).into(),
                 };
                 self.tree.unlink(temporary.place()).doing(action)?;
-                self.tree.link(source.place(), temporary.place()).doing(action)?;
-                self.tree.rename_over(temporary.place(), at.place()).doing(action)
+                self.tree
+                    .link(source.place(), temporary.place())
+                    .doing(action)?;
+                self.tree
+                    .rename_over(temporary.place(), at.place())
+                    .doing(action)
             }
         }
     }

@@ -43,6 +43,8 @@ pub(super) struct Identity {
     pub session: SessionId,
     /// A directory with files is being taken over, and the records are not complete yet.
     pub adopting: bool,
+    /// What of ownership and modes could be applied is kept in the records only.
+    pub fake_super: bool,
 }
 
 /// Which epochs an apply that was begun takes together, or has vacated the names of.
@@ -75,6 +77,13 @@ pub(super) fn open_root(root: &Path) -> Result<OwnedFd, ReplicaError> {
         .doing(|| format!("cannot open the target directory {}", root.display()))
 }
 
+fn make(at: &OwnedFd, name: &str) -> Result<(), ReplicaError> {
+    match rustix::fs::mkdirat(at, name, Mode::RWXU) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(error) => Err(error).doing(|| format!("cannot make the directory {name}")),
+    }
+}
+
 impl Home {
     /// Opens the replica's own directory; `None` if there is none.
     pub(super) fn open(root: &Path) -> Result<Option<Home>, ReplicaError> {
@@ -95,10 +104,6 @@ impl Home {
     pub(super) fn create(root: &Path) -> Result<Home, ReplicaError> {
         let opened = open_root(root)?;
         let path = root.join(RESERVED_NAME);
-        let make = |at: &OwnedFd, name: &str| match rustix::fs::mkdirat(at, name, Mode::RWXU) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
-            Err(error) => Err(error).doing(|| format!("cannot make {name} in {}", path.display())),
-        };
         make(&opened, RESERVED_NAME)?;
         let home = open_directory(&opened, Path::new(RESERVED_NAME))
             .doing(|| format!("cannot open {}", path.display()))?;
@@ -116,10 +121,7 @@ impl Home {
 
     /// A directory in the replica's own.
     pub(super) fn directory(&self, name: &str) -> Result<OwnedFd, ReplicaError> {
-        match rustix::fs::mkdirat(&self.home, name, Mode::RWXU) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(error) => return Err(error).doing(|| self.show(name)),
-        }
+        make(&self.home, name)?;
         open_directory(&self.home, Path::new(name)).doing(|| self.show(name))
     }
 

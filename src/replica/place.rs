@@ -205,7 +205,10 @@ impl Apply<'_> {
         (_, name): &Spot,
     ) -> Result<Rc<OwnedFd>, ReplicaError> {
         let place = (&**parent, os(name));
-        let made = self.tree.discard(place).and_then(|()| self.tree.make_directory(place));
+        let made = self
+            .tree
+            .discard(place)
+            .and_then(|()| self.tree.make_directory(place));
         let open = made.and_then(|()| self.tree.way(place));
         self.suspect(id);
         self.touched.insert(id);
@@ -255,7 +258,9 @@ impl Apply<'_> {
             _ => self.names(id)?,
         };
         let found = self.first_of(&names)?;
-        Ok(found.filter(|(_, seen)| seen.kind == Kind::File).map(|(at, _)| at))
+        Ok(found
+            .filter(|(_, seen)| seen.kind == Kind::File)
+            .map(|(at, _)| at))
     }
 
     fn first_of(&mut self, names: &[Spot]) -> Result<Option<(At, Seen)>, ReplicaError> {

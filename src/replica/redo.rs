@@ -218,11 +218,14 @@ pub(super) fn encode_entry_record(
     Ok(body)
 }
 
+/// The record of a header.
+pub(super) fn encode_header_record(header: &Header, out: &mut Vec<u8>) -> Result<(), ReplicaError> {
+    encode_record(RecordKind::Header, &encode_value(header)?, &[], out);
+    Ok(())
+}
+
 /// The record of a commit.
-pub(super) fn encode_commit_record(
-    commit: &Commit,
-    out: &mut Vec<u8>,
-) -> Result<(), ReplicaError> {
+pub(super) fn encode_commit_record(commit: &Commit, out: &mut Vec<u8>) -> Result<(), ReplicaError> {
     encode_record(RecordKind::Commit, &encode_value(commit)?, &[], out);
     Ok(())
 }
@@ -243,7 +246,7 @@ impl Log {
             file: File::from(file),
         };
         let mut start = MAGIC.to_vec();
-        encode_record(RecordKind::Header, &encode_value(&log.header)?, &[], &mut start);
+        encode_header_record(&log.header, &mut start)?;
         log.append(&start)?;
         Ok(log)
     }
@@ -293,7 +296,11 @@ impl Log {
                 break;
             };
             match raw.kind {
-                RecordKind::Header => break,
+                // A later session goes on with this stage.
+                RecordKind::Header => match postcard::from_bytes::<Header>(&raw.body) {
+                    Ok(header) if header.version == VERSION => log.header = header,
+                    _ => break,
+                },
                 RecordKind::Commit => match postcard::from_bytes::<Commit>(&raw.body) {
                     Ok(commit) if commit.entries == log.index.entries => log.commit = Some(commit),
                     _ => break,
@@ -316,7 +323,9 @@ impl Log {
 
     /// The epoch, of a log with a commit.
     pub(super) fn epoch(&self) -> EpochId {
-        self.commit.as_ref().map_or(EpochId(0), |commit| commit.epoch)
+        self.commit
+            .as_ref()
+            .map_or(EpochId(0), |commit| commit.epoch)
     }
 
     /// Appends bytes that are whole records.
@@ -336,7 +345,7 @@ impl Log {
     }
 
     /// Forgets what is behind `length`.
-    pub(super) fn truncate(&mut self) -> Result<(), ReplicaError> {
+    pub(super) fn truncate(&self) -> Result<(), ReplicaError> {
         self.file
             .set_len(self.length)
             .doing(|| format!("cannot cut redo/{}.log", self.number))
@@ -385,7 +394,7 @@ impl Log {
         Ok(())
     }
 
-    /// Where the direct fragments of a file are, in order.
+    /// That there is no good record at `at`.
     pub(super) fn damaged(&self, at: u64) -> ReplicaError {
         ReplicaError::Damaged {
             path: format!("redo/{}.log", self.number),

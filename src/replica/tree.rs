@@ -92,7 +92,11 @@ impl Tree {
         if self.stop.load(Ordering::Relaxed) {
             return Err(io::Error::other(Halted));
         }
-        match self.hook.as_ref().map_or(Fate::Made, |hook| hook.before(what)) {
+        match self
+            .hook
+            .as_ref()
+            .map_or(Fate::Made, |hook| hook.before(what))
+        {
             Fate::Made => Ok(true),
             #[cfg(test)]
             Fate::Lost => Ok(false),
@@ -161,7 +165,13 @@ impl Tree {
         if !self.step("link")? {
             return Ok(());
         }
-        Ok(rustix::fs::linkat(from.0, from.1, to.0, to.1, AtFlags::empty())?)
+        Ok(rustix::fs::linkat(
+            from.0,
+            from.1,
+            to.0,
+            to.1,
+            AtFlags::empty(),
+        )?)
     }
 
     /// Removes a name that holds no directory, if it is there.
@@ -224,6 +234,9 @@ impl Tree {
 
     /// Makes an extent of a file zeros that need no space, without changing its size.
     pub(super) fn punch(&self, file: &File, offset: u64, length: u64) -> io::Result<()> {
+        if length == 0 {
+            return Ok(());
+        }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match rustix::fs::fallocate(file, flags, offset, length) {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => write_zeros(file, offset, length),
@@ -364,7 +377,7 @@ fn make_accessible(at: &OwnedFd, name: &OsStr) -> io::Result<()> {
 
 fn write_zeros(file: &File, offset: u64, length: u64) -> io::Result<()> {
     use std::os::unix::fs::FileExt;
-    const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+    static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
     let end = (offset + length).min(file.metadata()?.len());
     let mut at = offset;
     while at < end {
