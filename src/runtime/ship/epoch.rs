@@ -1,0 +1,292 @@
+//! What a session does with the open epoch: stage, seal, plan, commit, and take it into the index.
+
+use super::driver::{End, ROOTS_MAX};
+use super::session::{Committing, Session};
+use super::{FailureKind, Suspicion};
+use crate::limits::{PART_OBJECTS, SAVED_DISK_BYTES_MAX, SEAL_BYTES_MAX};
+use crate::model::{Commit, Entry, EpochId, FileId, RootHash, Timestamp};
+use crate::plan;
+use crate::records::Durability;
+use crate::wire::ToReplica;
+use std::time::{Duration, SystemTime};
+
+/// How many bytes are taken for one round of staging.
+const STAGE_ROUND_BYTES: u64 = 8 * 1024 * 1024;
+
+/// How old the oldest change may get before a part of a first sync is sealed though it is small.
+const PART_AGE_MAX: Duration = Duration::from_secs(1);
+
+impl Session<'_> {
+    /// Does the next thing that can be done for the open epoch. False: there is nothing.
+    pub(super) fn advance(&mut self) -> Result<bool, End> {
+        if self.committing.is_some() {
+            return Ok(false);
+        }
+        let pressure = self.driver.options.journal.pressure();
+        if pressure.objects == 0 {
+            let through = !self.walking();
+            if through && !self.driver.shared.status.lock().consistent {
+                return self.seal(true).map(|()| true);
+            }
+            self.ask_apply()?;
+            return Ok(false);
+        }
+        if pressure.dirty_bytes > SEAL_BYTES_MAX && !self.enough_staged(pressure.dirty_bytes) {
+            return self.stage_round().map(|()| true);
+        }
+        if !self.walking() {
+            return self.seal(true).map(|()| true);
+        }
+        let first_sync = !self.driver.shared.status.lock().consistent;
+        let old = pressure.oldest_open.is_some_and(|oldest| oldest.elapsed() > PART_AGE_MAX);
+        let worth = pressure.objects >= PART_OBJECTS || self.staged_bytes > 0 || old;
+        if pressure.full || (first_sync && worth) {
+            return self.seal(false).map(|()| true);
+        }
+        Ok(false)
+    }
+
+    fn walking(&self) -> bool {
+        self.driver.shared.walking.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
+    /// Staging does not converge (writers are faster than the link): what is left is sealed, if
+    /// a sealed epoch can own it.
+    fn enough_staged(&self, dirty_bytes: u64) -> bool {
+        let rounds = 3 * dirty_bytes.max(SEAL_BYTES_MAX);
+        self.seal_now
+            || (self.staged_bytes > rounds && dirty_bytes <= SAVED_DISK_BYTES_MAX / 2)
+    }
+
+    /// Sends some dirty extents of the open epoch ahead of its seal.
+    fn stage_round(&mut self) -> Result<(), End> {
+        self.busy(true);
+        let journal = self.driver.options.journal.clone();
+        let index = self.driver.options.index.clone();
+        let source = self.driver.options.source.clone();
+        let taken = journal.take_for_stage(STAGE_ROUND_BYTES);
+        self.seal_now = taken.is_empty();
+        for (position, (file, extents)) in taken.iter().enumerate() {
+            let first = self.sender.staged();
+            let mut failed = None;
+            let result = plan::stage(*file, extents, &*source, &index, &mut |entry, bytes| {
+                self.stage_entry(entry, bytes).map_err(|end| failed = Some(end).into())
+            });
+            let last = self.sender.staged();
+            match (result, failed) {
+                (Ok(staged), _) => {
+                    self.staged_bytes += staged.bytes_read;
+                    journal.staged(*file, extents, last.saturating_sub(1).max(first));
+                }
+                (Err(error), failed) => {
+                    for (file, extents) in &taken[position..] {
+                        journal.not_staged(*file, extents);
+                    }
+                    match failed {
+                        Some(end) => return Err(end),
+                        None => self.cannot_read(*file, &error),
+                    }
+                    self.seal_now = true;
+                    break;
+                }
+            }
+        }
+        self.driver.stage = Some((self.session, self.sender.staged()));
+        Ok(())
+    }
+
+    fn cannot_read(&self, file: FileId, error: &plan::Error) {
+        tracing::debug!(%file, %error, "a file cannot be staged now; its epoch will tell");
+    }
+
+    fn busy(&self, busy: bool) {
+        self.driver.shared.update(|status| status.busy = busy);
+    }
+
+    /// Seals the open epoch, plans it, sends it with its commit.
+    fn seal(&mut self, consistent: bool) -> Result<(), End> {
+        self.busy(true);
+        self.seal_now = false;
+        let journal = self.driver.options.journal.clone();
+        let state = self.driver.options.state.clone();
+        let before = self.sender.staged();
+        self.driver.stage = Some((self.session, before));
+        let Some(sealed) = journal.seal(consistent) else {
+            return self.nothing_to_ship(consistent);
+        };
+        let index = self.driver.options.index.clone();
+        let source = self.driver.options.source.clone();
+        let mut failed = None;
+        let planned = plan::epoch(&*sealed, &*source, &index, &mut |entry, bytes| {
+            self.stage_entry(entry, bytes).map(|_| ()).map_err(|end| failed = Some(end).into())
+        });
+        if let Some(end) = failed {
+            return Err(end);
+        }
+        let planned = match planned {
+            Ok(planned) if !sealed.is_abandoned() => planned,
+            Ok(_) => return self.fold(before, "what it had to save passed its bounds"),
+            Err(error) => {
+                let retry = self.fold(before, &error.to_string());
+                self.pause_after(&error)?;
+                return retry;
+            }
+        };
+        if planned.strangers > 0 {
+            (self.driver.options.suspect)(Suspicion::Tree);
+        }
+        let known = self.driver.shared.status.lock().consistent;
+        if self.sender.staged() == 0 && known == consistent {
+            // Everything turned out to be what the replica has: nothing to ship.
+            index.set_stamps(&planned.stamps).map_err(|error| End::state(&error))?;
+            journal.committed(&sealed);
+            self.told();
+            return Ok(());
+        }
+        drop(sealed);
+        let epoch = state.next_epoch().map_err(|error| End::state(&error))?;
+        self.commit(epoch, consistent, planned.stamps)
+    }
+
+    /// Nothing is dirty, but the replica is to know that its state is one that existed.
+    fn nothing_to_ship(&mut self, consistent: bool) -> Result<(), End> {
+        if !consistent || self.driver.shared.status.lock().consistent {
+            self.busy(false);
+            return Ok(());
+        }
+        let epoch = self.driver.options.state.next_epoch().map_err(|error| End::state(&error))?;
+        self.commit(epoch, consistent, Vec::new())
+    }
+
+    fn commit(
+        &mut self,
+        epoch: EpochId,
+        consistent: bool,
+        stamps: Vec<(FileId, crate::model::Stamp)>,
+    ) -> Result<(), End> {
+        let state = &self.driver.options.state;
+        let commit = Commit {
+            epoch,
+            parent: self.index_epoch()?,
+            incarnation: state.incarnation(),
+            sealed_at: now(),
+            consistent,
+            entries: self.manifest.entries(),
+            digest: self.manifest.digest(),
+        };
+        self.sender.sealed(epoch);
+        // Durable before the commit is sent, so that a lost acknowledgement costs nothing (I7).
+        self.manifest.seal(&commit).map_err(|error| End::state(&error))?;
+        self.sender.committing(&commit);
+        self.send(&ToReplica::Commit(commit.clone()), None)?;
+        self.flush()?;
+        self.committing = Some(Committing { commit, stamps });
+        let marks = self.sender.marks();
+        self.driver.shared.update(|status| status.marks = marks);
+        Ok(())
+    }
+
+    /// The seal did not hold: its changes go back into the open epoch, and what was sent for it
+    /// out of the stage.
+    fn fold(&mut self, before: u64, why: &str) -> Result<(), End> {
+        tracing::info!(why, "a sealed epoch goes back into the open one");
+        self.driver.options.journal.abandon();
+        self.cut_stage(before)
+    }
+
+    /// After an epoch that cannot be read (EIO, say): no busy loop, and the reason is shown.
+    fn pause_after(&mut self, error: &plan::Error) -> Result<(), End> {
+        if error.is_race() {
+            return Ok(());
+        }
+        let message = format!("the directory cannot be read: {}", super::chain(error));
+        Err(End::lost(FailureKind::State, message, Some("mend the file or exclude it")))
+    }
+
+    /// The replica has the sealed epoch on stable storage: the index takes it in.
+    pub(super) fn durable(&mut self) -> Result<(), End> {
+        let Some(Committing { commit, stamps }) = self.committing.take() else { return Ok(()) };
+        self.apply_manifest(commit.epoch)?;
+        self.driver.options.index.set_stamps(&stamps).map_err(|error| End::state(&error))?;
+        self.driver.options.journal.committed_sealed();
+        self.manifest = self.driver.options.state.manifest().map_err(|error| End::state(&error))?;
+        self.driver.stage = Some((self.session, 0));
+        self.staged_bytes = 0;
+        self.driver.shared.update(|status| {
+            status.consistent = commit.consistent;
+            status.last_durable = Some(SystemTime::now());
+        });
+        self.told();
+        Ok(())
+    }
+
+    /// Shows the watermarks and wakes who waits for them.
+    fn told(&self) {
+        let marks = self.sender.marks();
+        self.driver.shared.update(|status| {
+            status.marks = marks;
+            status.busy = false;
+        });
+    }
+
+    /// Applies a manifest to the index.
+    pub(super) fn apply_manifest(&mut self, epoch: EpochId) -> Result<(), End> {
+        let options = &self.driver.options;
+        let mut reader = options.state.read_manifest(epoch).map_err(|error| End::state(&error))?;
+        let mut change = options.index.begin().map_err(|error| End::state(&error))?;
+        while let Some(entry) = reader.next_entry().map_err(|error| End::state(&error))? {
+            change.entry(&entry).map_err(|error| End::state(&error))?;
+        }
+        let commit = reader.commit().clone();
+        let applied =
+            change.commit(&commit, Durability::None).map_err(|error| End::state(&error))?;
+        let roots = &mut self.driver.roots;
+        roots.push_back((epoch, applied.state.root_hash));
+        while roots.len() > ROOTS_MAX {
+            roots.pop_front();
+        }
+        Ok(())
+    }
+
+    /// The replica has applied an epoch: its tree must be the index's of that epoch.
+    pub(super) fn applied(&mut self, epoch: EpochId, root_hash: RootHash) -> Result<(), End> {
+        let roots = &mut self.driver.roots;
+        while roots.front().is_some_and(|(older, _)| *older < epoch) {
+            roots.pop_front();
+        }
+        let ours = roots.front().filter(|(same, _)| *same == epoch).map(|(_, root)| *root);
+        if ours.is_some_and(|ours| ours != root_hash) {
+            let message = format!("the replica's tree of epoch {epoch} is not the index's");
+            // Its records are fetched, and everything is compared, at the next connection.
+            self.driver.options.state.forget_replica_state().map_err(|e| End::state(&e))?;
+            return Err(End::lost(FailureKind::Protocol, message, None));
+        }
+        let marks = self.sender.marks();
+        self.driver.shared.update(|status| {
+            status.marks = marks;
+            status.root_hash = Some(root_hash);
+        });
+        self.trim(epoch)
+    }
+
+    /// Manifests are needed until the index has them on stable storage.
+    fn trim(&mut self, _applied: EpochId) -> Result<(), End> {
+        let options = &self.driver.options;
+        let index = options.index.sync().map_err(|error| End::state(&error))?;
+        options.state.trim_manifests(index).map_err(|error| End::state(&error))
+    }
+
+    pub(super) fn index_epoch(&self) -> Result<EpochId, End> {
+        let state = self.driver.options.index.state().map_err(|error| End::state(&error))?;
+        Ok(state.epoch)
+    }
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp {
+        secs: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        nanos: since.subsec_nanos(),
+    }
+}
+
