@@ -5,6 +5,7 @@ use super::session::Session;
 use super::{Failure, FailureKind, Options, Phase, Shared, chain};
 use crate::limits::{RECONNECT_PAUSE_MAX, RECONNECT_PAUSE_MIN};
 use crate::model::{EpochId, RootHash, SessionId};
+use crate::plan::Planner;
 use crate::transport::Closer;
 use crate::wire::Refusal;
 use std::collections::VecDeque;
@@ -97,6 +98,8 @@ pub(super) struct Driver {
     pub(super) stage: Option<(SessionId, u64)>,
     /// Root hashes of the index, to be compared with the replica's.
     pub(super) roots: VecDeque<(EpochId, RootHash)>,
+    /// Plans; knows what the stage holds.
+    pub(super) planner: Planner,
     pause: Duration,
 }
 
@@ -107,7 +110,8 @@ impl Driver {
         runtime: tokio::runtime::Runtime,
     ) -> Driver {
         let pause = RECONNECT_PAUSE_MIN;
-        Driver { options, shared, runtime, stage: None, roots: VecDeque::new(), pause }
+        let planner = Planner::new();
+        Driver { options, shared, runtime, stage: None, roots: VecDeque::new(), planner, pause }
     }
 
     /// Runs until it is stopped.

@@ -4,8 +4,8 @@ use super::driver::{End, ROOTS_MAX};
 use super::session::{Committing, Session};
 use super::{FailureKind, Suspicion};
 use crate::limits::{PART_OBJECTS, SAVED_DISK_BYTES_MAX, SEAL_BYTES_MAX};
-use crate::model::{Commit, Entry, EpochId, FileId, RootHash, Timestamp};
-use crate::plan;
+use crate::model::{Commit, EpochId, Extent, FileId, RootHash, Timestamp};
+use crate::plan::{Against, Emit, PlanError, Planner};
 use crate::records::Durability;
 use crate::wire::ToReplica;
 use std::time::{Duration, SystemTime};
@@ -15,6 +15,18 @@ const STAGE_ROUND_BYTES: u64 = 8 * 1024 * 1024;
 
 /// How old the oldest change may get before a part of a first sync is sealed though it is small.
 const PART_AGE_MAX: Duration = Duration::from_secs(1);
+
+/// Why planning did not come to its end.
+enum Stopped {
+    Session(End),
+    Plan(PlanError),
+}
+
+impl From<PlanError> for Stopped {
+    fn from(error: PlanError) -> Stopped {
+        Stopped::Plan(error)
+    }
+}
 
 impl Session<'_> {
     /// Does the next thing that can be done for the open epoch. False: there is nothing.
@@ -62,41 +74,61 @@ impl Session<'_> {
     fn stage_round(&mut self) -> Result<(), End> {
         self.busy(true);
         let journal = self.driver.options.journal.clone();
-        let index = self.driver.options.index.clone();
-        let source = self.driver.options.source.clone();
         let taken = journal.take_for_stage(STAGE_ROUND_BYTES);
         self.seal_now = taken.is_empty();
         for (position, (file, extents)) in taken.iter().enumerate() {
-            let first = self.sender.staged();
-            let mut failed = None;
-            let result = plan::stage(*file, extents, &*source, &index, &mut |entry, bytes| {
-                self.stage_entry(entry, bytes).map_err(|end| failed = Some(end).into())
-            });
-            let last = self.sender.staged();
-            match (result, failed) {
-                (Ok(staged), _) => {
-                    self.staged_bytes += staged.bytes_read;
-                    journal.staged(*file, extents, last.saturating_sub(1).max(first));
+            if let Err(stopped) = self.stage_file(*file, extents) {
+                for (file, extents) in &taken[position..] {
+                    extents.iter().for_each(|extent| journal.not_staged(*file, *extent));
                 }
-                (Err(error), failed) => {
-                    for (file, extents) in &taken[position..] {
-                        journal.not_staged(*file, extents);
+                match stopped {
+                    Stopped::Session(end) => return Err(end),
+                    Stopped::Plan(error) => {
+                        tracing::debug!(%file, %error, "a file cannot be staged now; its epoch will tell");
                     }
-                    match failed {
-                        Some(end) => return Err(end),
-                        None => self.cannot_read(*file, &error),
-                    }
-                    self.seal_now = true;
-                    break;
                 }
+                self.seal_now = true;
+                break;
             }
         }
         self.driver.stage = Some((self.session, self.sender.staged()));
         Ok(())
     }
 
-    fn cannot_read(&self, file: FileId, error: &plan::Error) {
-        tracing::debug!(%file, %error, "a file cannot be staged now; its epoch will tell");
+    fn stage_file(&mut self, id: FileId, extents: &[Extent]) -> Result<(), Stopped> {
+        let index = self.driver.options.index.clone();
+        let source = self.driver.options.source.clone();
+        let read = |source| PlanError::Read { file: id, offset: 0, source };
+        let file = source.open(id).map_err(read)?;
+        let first = self.sender.staged();
+        let tally = self.planning(|planner, emit| {
+            planner.stage(id, &file, extents, &index, Against::Nothing, emit)
+        })?;
+        self.staged_bytes += tally.bytes_read;
+        let last = self.sender.staged().saturating_sub(1).max(first);
+        let journal = &self.driver.options.journal;
+        extents.iter().for_each(|extent| journal.staged(id, *extent, last));
+        Ok(())
+    }
+
+    /// Plans, sending entries as they come.
+    fn planning<T>(
+        &mut self,
+        plan: impl FnOnce(&mut Planner, &mut Emit<'_>) -> Result<T, PlanError>,
+    ) -> Result<T, Stopped> {
+        let mut planner = std::mem::take(&mut self.driver.planner);
+        let mut ended = None;
+        let result = plan(&mut planner, &mut |entry, bytes| {
+            self.stage_entry(entry, bytes).map(|_| ()).map_err(|end| {
+                ended = Some(end);
+                std::io::ErrorKind::ConnectionAborted.into()
+            })
+        });
+        self.driver.planner = planner;
+        match (ended, result) {
+            (Some(end), _) => Err(Stopped::Session(end)),
+            (None, result) => result.map_err(Stopped::Plan),
+        }
     }
 
     fn busy(&self, busy: bool) {
@@ -108,7 +140,6 @@ impl Session<'_> {
         self.busy(true);
         self.seal_now = false;
         let journal = self.driver.options.journal.clone();
-        let state = self.driver.options.state.clone();
         let before = self.sender.staged();
         self.driver.stage = Some((self.session, before));
         let Some(sealed) = journal.seal(consistent) else {
@@ -116,36 +147,39 @@ impl Session<'_> {
         };
         let index = self.driver.options.index.clone();
         let source = self.driver.options.source.clone();
-        let mut failed = None;
-        let planned = plan::epoch(&*sealed, &*source, &index, &mut |entry, bytes| {
-            self.stage_entry(entry, bytes).map(|_| ()).map_err(|end| failed = Some(end).into())
-        });
-        if let Some(end) = failed {
-            return Err(end);
-        }
+        let planned =
+            self.planning(|planner, emit| planner.epoch(&*sealed, &*source, &index, emit));
         let planned = match planned {
-            Ok(planned) if !sealed.is_abandoned() => planned,
-            Ok(_) => return self.fold(before, "what it had to save passed its bounds"),
-            Err(error) => {
-                let retry = self.fold(before, &error.to_string());
-                self.pause_after(&error)?;
-                return retry;
+            Ok(planned) => planned,
+            Err(Stopped::Plan(_)) if sealed.is_abandoned() => {
+                return self.fold(before, "what it had to save passed its bounds");
+            }
+            Err(Stopped::Session(end)) => return Err(end),
+            Err(Stopped::Plan(error)) => {
+                self.fold(before, &super::chain(&error))?;
+                return pause_after(&error);
             }
         };
+        // From here on the epoch holds nothing that could be lost.
+        if !sealed.finish_reading() {
+            return self.fold(before, "what it had to save passed its bounds");
+        }
         if planned.strangers > 0 {
             (self.driver.options.suspect)(Suspicion::Tree);
         }
+        let (epoch, generation) = (sealed.epoch(), sealed.generation());
         let known = self.driver.shared.status.lock().consistent;
         if self.sender.staged() == 0 && known == consistent {
             // Everything turned out to be what the replica has: nothing to ship.
             index.set_stamps(&planned.stamps).map_err(|error| End::state(&error))?;
-            journal.committed(&sealed);
+            journal.committed(epoch);
+            self.driver.planner.committed();
+            self.driver.shared.received.send_replace(generation);
             self.told();
             return Ok(());
         }
-        drop(sealed);
-        let epoch = state.next_epoch().map_err(|error| End::state(&error))?;
-        self.commit(epoch, consistent, planned.stamps)
+        let sealed = Some(generation);
+        self.commit(Committing { epoch, consistent, sealed, stamps: planned.stamps })
     }
 
     /// Nothing is dirty, but the replica is to know that its state is one that existed.
@@ -154,16 +188,12 @@ impl Session<'_> {
             self.busy(false);
             return Ok(());
         }
-        let epoch = self.driver.options.state.next_epoch().map_err(|error| End::state(&error))?;
-        self.commit(epoch, consistent, Vec::new())
+        let epoch = self.driver.options.journal.claim_epoch();
+        self.commit(Committing { epoch, consistent, sealed: None, stamps: Vec::new() })
     }
 
-    fn commit(
-        &mut self,
-        epoch: EpochId,
-        consistent: bool,
-        stamps: Vec<(FileId, crate::model::Stamp)>,
-    ) -> Result<(), End> {
+    fn commit(&mut self, committing: Committing) -> Result<(), End> {
+        let Committing { epoch, consistent, .. } = committing;
         let state = &self.driver.options.state;
         let commit = Commit {
             epoch,
@@ -178,9 +208,9 @@ impl Session<'_> {
         // Durable before the commit is sent, so that a lost acknowledgement costs nothing (I7).
         self.manifest.seal(&commit).map_err(|error| End::state(&error))?;
         self.sender.committing(&commit);
-        self.send(&ToReplica::Commit(commit.clone()), None)?;
+        self.send(&ToReplica::Commit(commit), None)?;
         self.flush()?;
-        self.committing = Some(Committing { commit, stamps });
+        self.committing = Some(committing);
         let marks = self.sender.marks();
         self.driver.shared.update(|status| status.marks = marks);
         Ok(())
@@ -191,33 +221,37 @@ impl Session<'_> {
     fn fold(&mut self, before: u64, why: &str) -> Result<(), End> {
         tracing::info!(why, "a sealed epoch goes back into the open one");
         self.driver.options.journal.abandon();
+        self.driver.planner.abandoned();
         self.cut_stage(before)
-    }
-
-    /// After an epoch that cannot be read (EIO, say): no busy loop, and the reason is shown.
-    fn pause_after(&mut self, error: &plan::Error) -> Result<(), End> {
-        if error.is_race() {
-            return Ok(());
-        }
-        let message = format!("the directory cannot be read: {}", super::chain(error));
-        Err(End::lost(FailureKind::State, message, Some("mend the file or exclude it")))
     }
 
     /// The replica has the sealed epoch on stable storage: the index takes it in.
     pub(super) fn durable(&mut self) -> Result<(), End> {
-        let Some(Committing { commit, stamps }) = self.committing.take() else { return Ok(()) };
-        self.apply_manifest(commit.epoch)?;
-        self.driver.options.index.set_stamps(&stamps).map_err(|error| End::state(&error))?;
-        self.driver.options.journal.committed_sealed();
-        self.manifest = self.driver.options.state.manifest().map_err(|error| End::state(&error))?;
+        let Some(committing) = self.committing.take() else { return Ok(()) };
+        self.apply_manifest(committing.epoch)?;
+        let options = &self.driver.options;
+        options.index.set_stamps(&committing.stamps).map_err(|error| End::state(&error))?;
+        if let Some(generation) = committing.sealed {
+            options.journal.committed(committing.epoch);
+            self.driver.shared.received.send_replace(generation);
+        }
+        self.driver.planner.committed();
+        self.manifest = options.state.manifest().map_err(|error| End::state(&error))?;
         self.driver.stage = Some((self.session, 0));
         self.staged_bytes = 0;
         self.driver.shared.update(|status| {
-            status.consistent = commit.consistent;
+            status.consistent = committing.consistent;
             status.last_durable = Some(SystemTime::now());
         });
         self.told();
         Ok(())
+    }
+
+    /// The replica has the sealed epoch in its memory.
+    pub(super) fn received(&mut self) {
+        if let Some(Committing { sealed: Some(generation), .. }) = self.committing {
+            self.driver.shared.received.send_replace(generation);
+        }
     }
 
     /// Shows the watermarks and wakes who waits for them.
@@ -290,3 +324,12 @@ fn now() -> Timestamp {
     }
 }
 
+/// After an epoch that could not be planned: a race is tried again at once, what cannot be read
+/// (EIO, say) after a pause, and the reason is shown.
+fn pause_after(error: &PlanError) -> Result<(), End> {
+    if matches!(error, PlanError::Lost { .. }) {
+        return Ok(());
+    }
+    let message = format!("the directory cannot be read: {}", super::chain(error));
+    Err(End::lost(FailureKind::State, message, Some("mend the file, or exclude it")))
+}

@@ -4,7 +4,6 @@
 //! The thread owns the link, the manifest and the index's write side. It never waits for a lock
 //! that a serving thread could hold over a network wait, and serving threads never wait for it.
 
-mod connect;
 mod driver;
 mod epoch;
 mod fetch;
@@ -23,6 +22,7 @@ use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::watch;
 
 /// Makes links; the runtime gives one for local targets and one for remote ones.
 pub trait Connect: Send + Sync {
@@ -168,6 +168,8 @@ pub(crate) struct Shared {
     retry: AtomicBool,
     bytes: Arc<AtomicU64>,
     connecting: Mutex<Option<Closer>>,
+    // the generation of changes that the replica has in memory at least
+    received: watch::Sender<u64>,
 }
 
 impl Shared {
@@ -203,6 +205,7 @@ impl Shipper {
             retry: AtomicBool::new(false),
             bytes: Arc::new(AtomicU64::new(0)),
             connecting: Mutex::new(None),
+            received: watch::Sender::new(0),
         });
         let journal = options.journal.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
@@ -234,6 +237,13 @@ impl Shipper {
         self.shared.walking.store(!finished, Ordering::SeqCst);
         self.shared.wake.notify_one();
         self.shared.changed.notify_all();
+    }
+
+    /// The generation of changes (see [`Journal::mark`]) that the replica has in its memory, to
+    /// look at or to wait for. What it has on stable storage is [`Journal::committed_watch`]'s.
+    #[must_use]
+    pub fn received_watch(&self) -> watch::Receiver<u64> {
+        self.shared.received.subscribe()
     }
 
     /// Tries to reach the replica now, whatever pause is on.
@@ -281,7 +291,7 @@ impl Shipper {
         let until = deadline.unwrap_or_else(|| Instant::now() + far);
         let mut status = self.shared.status.lock();
         loop {
-            let through = !self.walking() && self.journal.is_durable(wanted);
+            let through = !self.walking() && self.journal.committed_watch().borrow().generation >= wanted;
             if through
                 && status.consistent
                 && status.marks.applied == status.marks.durable

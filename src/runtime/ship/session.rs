@@ -4,7 +4,8 @@ use super::driver::{Driver, End};
 use super::link::{Connection, Heard};
 use super::{FailureKind, Phase, Suspicion};
 use crate::limits::{HEARTBEAT_INTERVAL, LINK_DEADLINE};
-use crate::model::{Commit, Entry, FileId, SessionId, Stamp};
+use crate::model::{Entry, EpochId, FileId, SessionId, Stamp};
+use crate::plan::Planner;
 use crate::sender::{Decision, Event, Local, Sender, SealedManifest, decide};
 use crate::state::ManifestWriter;
 use crate::wire::{Hello, ToPrimary, ToReplica, Welcome};
@@ -18,9 +19,13 @@ pub const PROTOCOL_VERSION: u16 = 1;
 /// to finish an interrupted apply. The link's own watch ends what is dead.
 const WELCOME_DEADLINE: Duration = Duration::from_secs(6 * 3600);
 
-/// A sealed epoch whose commit was sent.
+/// An epoch whose commit was sent.
 pub(super) struct Committing {
-    pub(super) commit: Commit,
+    pub(super) epoch: EpochId,
+    pub(super) consistent: bool,
+    /// The generation of changes that it holds; `None` for one without changes, which only says
+    /// that the tree is one that existed.
+    pub(super) sealed: Option<u64>,
     pub(super) stamps: Vec<(FileId, Stamp)>,
 }
 
@@ -128,7 +133,7 @@ impl<'a> Session<'a> {
         };
         state.set_replica(welcome.replica).map_err(|error| End::state(&error))?;
         state.trim_manifests_after(self.index_epoch()?).map_err(|error| End::state(&error))?;
-        self.driver.options.journal.lost_stage(keep);
+        self.lost_stage(keep);
         self.cut_stage(keep)?;
         let index = self.driver.options.index.state().map_err(|error| End::state(&error))?;
         let marks = self.sender.marks();
@@ -158,7 +163,7 @@ impl<'a> Session<'a> {
             };
             self.sender.truncated(kept);
             if kept < keep {
-                self.driver.options.journal.lost_stage(kept);
+                self.lost_stage(kept);
             }
         }
         let kept = self.sender.staged();
@@ -166,6 +171,14 @@ impl<'a> Session<'a> {
         assert_eq!(kept_here, kept, "the manifest has every entry that was staged");
         self.driver.stage = Some((self.session, kept));
         Ok(())
+    }
+
+    /// What the stage held from entry `keep` on is dirty again.
+    fn lost_stage(&mut self, keep: u64) {
+        self.driver.options.journal.lost_stage(keep);
+        if keep == 0 {
+            self.driver.planner = Planner::new();
+        }
     }
 
     /// Waits until there is something to do.
@@ -222,7 +235,7 @@ impl<'a> Session<'a> {
             |error: crate::sender::ProtocolError| End::lost(FailureKind::Protocol, error.to_string(), None);
         let event = self.sender.receive(message).map_err(broken)?;
         match &event {
-            Event::Received(_) => self.driver.options.journal.received(),
+            Event::Received(_) => self.received(),
             Event::Durable(_) => self.durable()?,
             Event::Applied(epoch, root_hash) => {
                 self.apply_asked = false;
@@ -291,6 +304,7 @@ impl<'a> Session<'a> {
     /// The end: what is sealed goes back into the open epoch; a stop says goodbye.
     fn close(mut self, end: End) -> End {
         self.driver.options.journal.abandon();
+        self.driver.planner.abandoned();
         if matches!(end, End::Stopped)
             && self.connection.send(&ToReplica::Goodbye, None).is_ok()
             && self.connection.flush().is_ok()
