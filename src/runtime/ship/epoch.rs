@@ -167,18 +167,19 @@ impl Session<'_> {
         if planned.strangers > 0 {
             (self.driver.options.suspect)(Suspicion::Tree);
         }
-        let (epoch, generation) = (sealed.epoch(), sealed.generation());
+        let owned = (sealed.epoch(), sealed.generation());
         let known = self.driver.shared.status.lock().consistent;
         if self.sender.staged() == 0 && known == consistent {
             // Everything turned out to be what the replica has: nothing to ship.
             index.set_stamps(&planned.stamps).map_err(|error| End::state(&error))?;
-            journal.committed(epoch);
+            journal.committed(owned.0);
             self.driver.planner.committed();
-            self.driver.shared.received.send_replace(generation);
+            self.driver.shared.received.send_replace(owned.1);
             self.told();
             return Ok(());
         }
-        let sealed = Some(generation);
+        let epoch = self.driver.options.state.next_epoch().map_err(|error| End::state(&error))?;
+        let sealed = Some(owned);
         self.commit(Committing { epoch, consistent, sealed, stamps: planned.stamps })
     }
 
@@ -188,7 +189,7 @@ impl Session<'_> {
             self.busy(false);
             return Ok(());
         }
-        let epoch = self.driver.options.journal.claim_epoch();
+        let epoch = self.driver.options.state.next_epoch().map_err(|error| End::state(&error))?;
         self.commit(Committing { epoch, consistent, sealed: None, stamps: Vec::new() })
     }
 
@@ -231,8 +232,8 @@ impl Session<'_> {
         self.apply_manifest(committing.epoch)?;
         let options = &self.driver.options;
         options.index.set_stamps(&committing.stamps).map_err(|error| End::state(&error))?;
-        if let Some(generation) = committing.sealed {
-            options.journal.committed(committing.epoch);
+        if let Some((sealed, generation)) = committing.sealed {
+            options.journal.committed(sealed);
             self.driver.shared.received.send_replace(generation);
         }
         self.driver.planner.committed();
@@ -249,7 +250,7 @@ impl Session<'_> {
 
     /// The replica has the sealed epoch in its memory.
     pub(super) fn received(&mut self) {
-        if let Some(Committing { sealed: Some(generation), .. }) = self.committing {
+        if let Some(Committing { sealed: Some((_, generation)), .. }) = self.committing {
             self.driver.shared.received.send_replace(generation);
         }
     }

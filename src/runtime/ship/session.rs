@@ -23,9 +23,9 @@ const WELCOME_DEADLINE: Duration = Duration::from_secs(6 * 3600);
 pub(super) struct Committing {
     pub(super) epoch: EpochId,
     pub(super) consistent: bool,
-    /// The generation of changes that it holds; `None` for one without changes, which only says
-    /// that the tree is one that existed.
-    pub(super) sealed: Option<u64>,
+    /// The journal's epoch and its generation of changes; `None` for an epoch without changes,
+    /// which only says that the tree is one that existed.
+    pub(super) sealed: Option<(EpochId, u64)>,
     pub(super) stamps: Vec<(FileId, Stamp)>,
 }
 
@@ -131,6 +131,7 @@ impl<'a> Session<'a> {
                 0
             }
         };
+        state.skip_epochs(welcome.durable).map_err(|error| End::state(&error))?;
         state.set_replica(welcome.replica).map_err(|error| End::state(&error))?;
         state.trim_manifests_after(self.index_epoch()?).map_err(|error| End::state(&error))?;
         self.lost_stage(keep);
