@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// How many epochs' root hashes are remembered, to be compared with the replica's when it has
 /// applied them.
-const ROOTS_MAX: usize = 4096;
+pub(super) const ROOTS_MAX: usize = 4096;
 
 /// Why a session, or an attempt at one, is over.
 #[derive(Debug)]
@@ -72,9 +72,7 @@ impl From<LinkEnd> for End {
                 End::Lost(failure)
             }
             LinkEnd::Garbled(_) => End::lost(FailureKind::Protocol, message, None),
-            LinkEnd::Silent | LinkEnd::Closed => {
-                End::lost(FailureKind::Protocol, message, None)
-            }
+            LinkEnd::Silent | LinkEnd::Closed => End::lost(FailureKind::Protocol, message, None),
         }
     }
 }
@@ -86,7 +84,13 @@ fn failure(
     transient: bool,
 ) -> Failure {
     let next_step = next_step.map(str::to_owned);
-    Failure { at: SystemTime::now(), message, next_step, kind, transient }
+    Failure {
+        at: SystemTime::now(),
+        message,
+        next_step,
+        kind,
+        transient,
+    }
 }
 
 /// What outlives a session.
@@ -111,7 +115,15 @@ impl Driver {
     ) -> Driver {
         let pause = RECONNECT_PAUSE_MIN;
         let planner = Planner::new();
-        Driver { options, shared, runtime, stage: None, roots: VecDeque::new(), planner, pause }
+        Driver {
+            options,
+            shared,
+            runtime,
+            stage: None,
+            roots: VecDeque::new(),
+            planner,
+            pause,
+        }
     }
 
     /// Runs until it is stopped.
@@ -171,9 +183,8 @@ impl Driver {
     }
 
     fn connect(&mut self) -> Result<Connection, End> {
-        let system = |error: &dyn std::error::Error| {
-            End::lost(FailureKind::Protocol, chain(error), None)
-        };
+        let system =
+            |error: &dyn std::error::Error| End::lost(FailureKind::Protocol, chain(error), None);
         let closer = Closer::new().map_err(|error| system(&error))?;
         *self.shared.connecting.lock() = Some(closer.clone());
         if self.shared.stopping() {
@@ -197,9 +208,13 @@ impl Driver {
         let until = Instant::now() + self.pause.mul_f64(0.5 + jitter / 2.0);
         self.pause = (self.pause * 2).min(RECONNECT_PAUSE_MAX);
         while !self.shared.stopping() && !self.shared.retry.swap(false, Ordering::SeqCst) {
-            let Some(left) = until.checked_duration_since(Instant::now()) else { return };
+            let Some(left) = until.checked_duration_since(Instant::now()) else {
+                return;
+            };
             let woken = self.shared.wake.notified();
-            let _ = self.runtime.block_on(async { tokio::time::timeout(left, woken).await });
+            let _ = self
+                .runtime
+                .block_on(async { tokio::time::timeout(left, woken).await });
         }
     }
 

@@ -50,7 +50,9 @@ impl Session<'_> {
             return self.seal(true).map(|()| true);
         }
         let first_sync = !self.driver.shared.status.lock().consistent;
-        let old = pressure.oldest_open.is_some_and(|oldest| oldest.elapsed() > PART_AGE_MAX);
+        let old = pressure
+            .oldest_open
+            .is_some_and(|oldest| oldest.elapsed() > PART_AGE_MAX);
         let worth = pressure.objects >= PART_OBJECTS || self.staged_bytes > 0 || old;
         if pressure.full || (first_sync && worth) {
             return self.seal(false).map(|()| true);
@@ -59,15 +61,17 @@ impl Session<'_> {
     }
 
     fn walking(&self) -> bool {
-        self.driver.shared.walking.load(std::sync::atomic::Ordering::SeqCst)
+        self.driver
+            .shared
+            .walking
+            .load(std::sync::atomic::Ordering::SeqCst)
     }
 
     /// Staging does not converge (writers are faster than the link): what is left is sealed, if
     /// a sealed epoch can own it.
     fn enough_staged(&self, dirty_bytes: u64) -> bool {
         let rounds = 3 * dirty_bytes.max(SEAL_BYTES_MAX);
-        self.seal_now
-            || (self.staged_bytes > rounds && dirty_bytes <= SAVED_DISK_BYTES_MAX / 2)
+        self.seal_now || (self.staged_bytes > rounds && dirty_bytes <= SAVED_DISK_BYTES_MAX / 2)
     }
 
     /// Sends some dirty extents of the open epoch ahead of its seal.
@@ -76,19 +80,19 @@ impl Session<'_> {
         let journal = self.driver.options.journal.clone();
         let taken = journal.take_for_stage(STAGE_ROUND_BYTES);
         self.seal_now = taken.is_empty();
-        for (position, (file, extents)) in taken.iter().enumerate() {
-            if let Err(stopped) = self.stage_file(*file, extents) {
-                for (file, extents) in &taken[position..] {
-                    extents.iter().for_each(|extent| journal.not_staged(*file, *extent));
+        for of_file in taken.chunk_by(|(one, _), (other, _)| one == other) {
+            let Some((file, _)) = of_file.first() else {
+                continue;
+            };
+            let extents: Vec<Extent> = of_file.iter().map(|(_, extent)| *extent).collect();
+            // What is not confirmed as staged is dirty again at the seal.
+            match self.stage_file(*file, &extents) {
+                Ok(()) => {}
+                Err(Stopped::Session(end)) => return Err(end),
+                Err(Stopped::Plan(error)) => {
+                    tracing::debug!(%file, %error, "a file cannot be staged; its epoch will tell");
+                    self.seal_now = true;
                 }
-                match stopped {
-                    Stopped::Session(end) => return Err(end),
-                    Stopped::Plan(error) => {
-                        tracing::debug!(%file, %error, "a file cannot be staged now; its epoch will tell");
-                    }
-                }
-                self.seal_now = true;
-                break;
             }
         }
         self.driver.stage = Some((self.session, self.sender.staged()));
@@ -98,7 +102,11 @@ impl Session<'_> {
     fn stage_file(&mut self, id: FileId, extents: &[Extent]) -> Result<(), Stopped> {
         let index = self.driver.options.index.clone();
         let source = self.driver.options.source.clone();
-        let read = |source| PlanError::Read { file: id, offset: 0, source };
+        let read = |source| PlanError::Read {
+            file: id,
+            offset: 0,
+            source,
+        };
         let file = source.open(id).map_err(read)?;
         let first = self.sender.staged();
         let tally = self.planning(|planner, emit| {
@@ -107,7 +115,9 @@ impl Session<'_> {
         self.staged_bytes += tally.bytes_read;
         let last = self.sender.staged().saturating_sub(1).max(first);
         let journal = &self.driver.options.journal;
-        extents.iter().for_each(|extent| journal.staged(id, *extent, last));
+        extents
+            .iter()
+            .for_each(|extent| journal.staged(id, *extent, last));
         Ok(())
     }
 
@@ -171,16 +181,28 @@ impl Session<'_> {
         let known = self.driver.shared.status.lock().consistent;
         if self.sender.staged() == 0 && known == consistent {
             // Everything turned out to be what the replica has: nothing to ship.
-            index.set_stamps(&planned.stamps).map_err(|error| End::state(&error))?;
+            index
+                .set_stamps(&planned.stamps)
+                .map_err(|error| End::state(&error))?;
             journal.committed(owned.0);
             self.driver.planner.committed();
             self.driver.shared.received.send_replace(owned.1);
             self.told();
             return Ok(());
         }
-        let epoch = self.driver.options.state.next_epoch().map_err(|error| End::state(&error))?;
+        let epoch = self
+            .driver
+            .options
+            .state
+            .next_epoch()
+            .map_err(|error| End::state(&error))?;
         let sealed = Some(owned);
-        self.commit(Committing { epoch, consistent, sealed, stamps: planned.stamps })
+        self.commit(Committing {
+            epoch,
+            consistent,
+            sealed,
+            stamps: planned.stamps,
+        })
     }
 
     /// Nothing is dirty, but the replica is to know that its state is one that existed.
@@ -189,12 +211,24 @@ impl Session<'_> {
             self.busy(false);
             return Ok(());
         }
-        let epoch = self.driver.options.state.next_epoch().map_err(|error| End::state(&error))?;
-        self.commit(Committing { epoch, consistent, sealed: None, stamps: Vec::new() })
+        let epoch = self
+            .driver
+            .options
+            .state
+            .next_epoch()
+            .map_err(|error| End::state(&error))?;
+        self.commit(Committing {
+            epoch,
+            consistent,
+            sealed: None,
+            stamps: Vec::new(),
+        })
     }
 
     fn commit(&mut self, committing: Committing) -> Result<(), End> {
-        let Committing { epoch, consistent, .. } = committing;
+        let Committing {
+            epoch, consistent, ..
+        } = committing;
         let state = &self.driver.options.state;
         let commit = Commit {
             epoch,
@@ -207,7 +241,9 @@ impl Session<'_> {
         };
         self.sender.sealed(epoch);
         // Durable before the commit is sent, so that a lost acknowledgement costs nothing (I7).
-        self.manifest.seal(&commit).map_err(|error| End::state(&error))?;
+        self.manifest
+            .seal(&commit)
+            .map_err(|error| End::state(&error))?;
         self.sender.committing(&commit);
         self.send(&ToReplica::Commit(commit), None)?;
         self.flush()?;
@@ -228,16 +264,24 @@ impl Session<'_> {
 
     /// The replica has the sealed epoch on stable storage: the index takes it in.
     pub(super) fn durable(&mut self) -> Result<(), End> {
-        let Some(committing) = self.committing.take() else { return Ok(()) };
+        let Some(committing) = self.committing.take() else {
+            return Ok(());
+        };
         self.apply_manifest(committing.epoch)?;
         let options = &self.driver.options;
-        options.index.set_stamps(&committing.stamps).map_err(|error| End::state(&error))?;
+        options
+            .index
+            .set_stamps(&committing.stamps)
+            .map_err(|error| End::state(&error))?;
         if let Some((sealed, generation)) = committing.sealed {
             options.journal.committed(sealed);
             self.driver.shared.received.send_replace(generation);
         }
         self.driver.planner.committed();
-        self.manifest = options.state.manifest().map_err(|error| End::state(&error))?;
+        self.manifest = options
+            .state
+            .manifest()
+            .map_err(|error| End::state(&error))?;
         self.driver.stage = Some((self.session, 0));
         self.staged_bytes = 0;
         self.driver.shared.update(|status| {
@@ -250,7 +294,11 @@ impl Session<'_> {
 
     /// The replica has the sealed epoch in its memory.
     pub(super) fn received(&mut self) {
-        if let Some(Committing { sealed: Some((_, generation)), .. }) = self.committing {
+        if let Some(Committing {
+            sealed: Some((_, generation)),
+            ..
+        }) = self.committing
+        {
             self.driver.shared.received.send_replace(generation);
         }
     }
@@ -267,14 +315,18 @@ impl Session<'_> {
     /// Applies a manifest to the index.
     pub(super) fn apply_manifest(&mut self, epoch: EpochId) -> Result<(), End> {
         let options = &self.driver.options;
-        let mut reader = options.state.read_manifest(epoch).map_err(|error| End::state(&error))?;
+        let mut reader = options
+            .state
+            .read_manifest(epoch)
+            .map_err(|error| End::state(&error))?;
         let mut change = options.index.begin().map_err(|error| End::state(&error))?;
         while let Some(entry) = reader.next_entry().map_err(|error| End::state(&error))? {
             change.entry(&entry).map_err(|error| End::state(&error))?;
         }
         let commit = reader.commit().clone();
-        let applied =
-            change.commit(&commit, Durability::None).map_err(|error| End::state(&error))?;
+        let applied = change
+            .commit(&commit, Durability::None)
+            .map_err(|error| End::state(&error))?;
         let roots = &mut self.driver.roots;
         roots.push_back((epoch, applied.state.root_hash));
         while roots.len() > ROOTS_MAX {
@@ -289,11 +341,18 @@ impl Session<'_> {
         while roots.front().is_some_and(|(older, _)| *older < epoch) {
             roots.pop_front();
         }
-        let ours = roots.front().filter(|(same, _)| *same == epoch).map(|(_, root)| *root);
+        let ours = roots
+            .front()
+            .filter(|(same, _)| *same == epoch)
+            .map(|(_, root)| *root);
         if ours.is_some_and(|ours| ours != root_hash) {
             let message = format!("the replica's tree of epoch {epoch} is not the index's");
             // Its records are fetched, and everything is compared, at the next connection.
-            self.driver.options.state.forget_replica_state().map_err(|e| End::state(&e))?;
+            self.driver
+                .options
+                .state
+                .forget_replica_state()
+                .map_err(|e| End::state(&e))?;
             return Err(End::lost(FailureKind::Protocol, message, None));
         }
         let marks = self.sender.marks();
@@ -308,17 +367,27 @@ impl Session<'_> {
     fn trim(&mut self, _applied: EpochId) -> Result<(), End> {
         let options = &self.driver.options;
         let index = options.index.sync().map_err(|error| End::state(&error))?;
-        options.state.trim_manifests(index).map_err(|error| End::state(&error))
+        options
+            .state
+            .trim_manifests(index)
+            .map_err(|error| End::state(&error))
     }
 
     pub(super) fn index_epoch(&self) -> Result<EpochId, End> {
-        let state = self.driver.options.index.state().map_err(|error| End::state(&error))?;
+        let state = self
+            .driver
+            .options
+            .index
+            .state()
+            .map_err(|error| End::state(&error))?;
         Ok(state.epoch)
     }
 }
 
 fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     Timestamp {
         secs: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
         nanos: since.subsec_nanos(),
@@ -332,5 +401,9 @@ fn pause_after(error: &PlanError) -> Result<(), End> {
         return Ok(());
     }
     let message = format!("the directory cannot be read: {}", super::chain(error));
-    Err(End::lost(FailureKind::State, message, Some("mend the file, or exclude it")))
+    Err(End::lost(
+        FailureKind::State,
+        message,
+        Some("mend the file, or exclude it"),
+    ))
 }

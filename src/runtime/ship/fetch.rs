@@ -14,27 +14,35 @@ impl Session<'_> {
     pub(super) fn fetch_records(&mut self, consistent: bool) -> Result<(), End> {
         let shared = self.driver.shared.clone();
         // Nothing consistent is sealed before a walk has compared everything.
-        shared.walking.store(true, std::sync::atomic::Ordering::SeqCst);
+        shared
+            .walking
+            .store(true, std::sync::atomic::Ordering::SeqCst);
         self.send(&ToReplica::FetchRecords, None)?;
         self.flush()?;
         let index = self.driver.options.index.clone();
         let mut change = index.replace().map_err(|error| End::state(&error))?;
         loop {
-            let Event::Records(records) = self.wait_for_message()? else { continue };
+            let Event::Records(records) = self.wait_for_message()? else {
+                continue;
+            };
             match records {
                 ToPrimary::Records(items) => {
                     for item in &items {
                         change.item(item).map_err(|error| unusable(&error))?;
                     }
                 }
-                ToPrimary::RecordsEnd { epoch, digest, root_hash } => {
+                ToPrimary::RecordsEnd {
+                    epoch,
+                    digest,
+                    root_hash,
+                } => {
                     let commit = imported(epoch, digest, consistent);
                     let applied = change
                         .commit(&commit, Durability::Immediate)
                         .map_err(|error| unusable(&error))?;
                     self.same_tree(applied.state.root_hash, root_hash)?;
                     let highest = applied.state.highest_id;
-                    self.driver.options.journal.reserve_above(highest).map_err(|e| End::state(&e))?;
+                    self.driver.options.journal.skip_ids(highest);
                     break;
                 }
                 _ => {}
@@ -56,7 +64,10 @@ impl Session<'_> {
 }
 
 fn unusable(error: &crate::records::Error) -> End {
-    let message = format!("the replica's records cannot be used: {}", super::chain(error));
+    let message = format!(
+        "the replica's records cannot be used: {}",
+        super::chain(error)
+    );
     End::lost(FailureKind::Protocol, message, None)
 }
 

@@ -48,7 +48,11 @@ impl std::fmt::Display for LinkEnd {
         match self {
             LinkEnd::Transport(error) => write!(f, "{}", crate::runtime::ship::chain(&**error)),
             LinkEnd::Silent => {
-                write!(f, "nothing was heard from the replica for {} s", LINK_DEADLINE.as_secs())
+                write!(
+                    f,
+                    "nothing was heard from the replica for {} s",
+                    LINK_DEADLINE.as_secs()
+                )
             }
             LinkEnd::Closed => f.write_str("the remote side closed the link"),
             LinkEnd::Garbled(what) => write!(f, "what the remote side says makes no sense: {what}"),
@@ -87,15 +91,31 @@ impl Connection {
     /// # Errors
     /// When the reader's thread cannot be started.
     pub(super) fn new(link: Link, bytes: Arc<AtomicU64>) -> io::Result<Connection> {
-        let Link { reader, writer, closer, outcome } = link;
+        let Link {
+            reader,
+            writer,
+            closer,
+            outcome,
+        } = link;
         reader.set_read_timeout(Some(HEARTBEAT_INTERVAL))?;
         let (tell, heard) = mpsc::channel(MESSAGES_MAX);
-        let ear = Ear { closer: closer.clone(), outcome };
+        let ear = Ear {
+            closer: closer.clone(),
+            outcome,
+        };
         let thread = std::thread::Builder::new()
             .name("ship-reader".into())
             .spawn(move || ear.listen(reader, &tell))?;
-        let encoder = Encoder::new(Counted { inner: writer, bytes });
-        Ok(Connection { encoder, heard, closer, reader: Some(thread) })
+        let encoder = Encoder::new(Counted {
+            inner: writer,
+            bytes,
+        });
+        Ok(Connection {
+            encoder,
+            heard,
+            closer,
+            reader: Some(thread),
+        })
     }
 
     /// Sends, without flushing. Returns the bytes of the frame.
@@ -116,7 +136,10 @@ impl Connection {
 
     /// The next thing that the replica said. Cancel-safe.
     pub(super) async fn hear(&mut self) -> Heard {
-        self.heard.recv().await.unwrap_or(Heard::End(LinkEnd::Closed))
+        self.heard
+            .recv()
+            .await
+            .unwrap_or(Heard::End(LinkEnd::Closed))
     }
 
     /// What is there without waiting.
@@ -184,8 +207,14 @@ impl Ear {
     }
 
     fn diagnosis(&self, otherwise: LinkEnd) -> LinkEnd {
-        let patience = if self.closer.is_closed() { Duration::ZERO } else { DIAGNOSIS_PATIENCE };
-        self.outcome.wait(patience).map_or(otherwise, LinkEnd::Transport)
+        let patience = if self.closer.is_closed() {
+            Duration::ZERO
+        } else {
+            DIAGNOSIS_PATIENCE
+        };
+        self.outcome
+            .wait(patience)
+            .map_or(otherwise, LinkEnd::Transport)
     }
 }
 

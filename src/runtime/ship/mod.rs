@@ -208,10 +208,18 @@ impl Shipper {
             received: watch::Sender::new(0),
         });
         let journal = options.journal.clone();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()?;
         let driver = driver::Driver::new(options, shared.clone(), runtime);
-        let thread = std::thread::Builder::new().name("ship".into()).spawn(|| driver.run())?;
-        Ok(Shipper { shared, journal, thread: Mutex::new(Some(thread)) })
+        let thread = std::thread::Builder::new()
+            .name("ship".into())
+            .spawn(|| driver.run())?;
+        Ok(Shipper {
+            shared,
+            journal,
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     /// What is going on.
@@ -265,7 +273,12 @@ impl Shipper {
             if status.failure.is_some() {
                 return Err(status.failure.clone());
             }
-            if self.shared.changed.wait_until(&mut status, deadline).timed_out() {
+            if self
+                .shared
+                .changed
+                .wait_until(&mut status, deadline)
+                .timed_out()
+            {
                 return Err(None);
             }
         }
@@ -291,17 +304,28 @@ impl Shipper {
         let until = deadline.unwrap_or_else(|| Instant::now() + far);
         let mut status = self.shared.status.lock();
         loop {
-            let through = !self.walking() && self.journal.committed_watch().borrow().generation >= wanted;
+            let through =
+                !self.walking() && self.journal.committed_watch().borrow().generation >= wanted;
             if through
                 && status.consistent
                 && status.marks.applied == status.marks.durable
                 && let Some(root_hash) = status.root_hash
             {
                 let epoch = status.marks.applied;
-                return Ok(Receipt { epoch, root_hash, bytes_shipped: self.bytes_shipped() });
+                return Ok(Receipt {
+                    epoch,
+                    root_hash,
+                    bytes_shipped: self.bytes_shipped(),
+                });
             }
             let over = matches!(status.phase, Phase::Halted | Phase::Stopped);
-            if over || self.shared.changed.wait_until(&mut status, until).timed_out() {
+            if over
+                || self
+                    .shared
+                    .changed
+                    .wait_until(&mut status, until)
+                    .timed_out()
+            {
                 return Err(self.owed(&status));
             }
         }
@@ -316,7 +340,10 @@ impl Shipper {
         } else {
             "the replica has not applied everything".to_owned()
         };
-        let failure = status.failure.clone().filter(|_| status.phase != Phase::Connected);
+        let failure = status
+            .failure
+            .clone()
+            .filter(|_| status.phase != Phase::Connected);
         let reason = match &failure {
             Some(failure) => format!("{what}: {}", failure.message),
             None => what,

@@ -6,7 +6,7 @@ use super::{FailureKind, Phase, Suspicion};
 use crate::limits::{HEARTBEAT_INTERVAL, LINK_DEADLINE};
 use crate::model::{Entry, EpochId, FileId, SessionId, Stamp};
 use crate::plan::Planner;
-use crate::sender::{Decision, Event, Local, Sender, SealedManifest, decide};
+use crate::sender::{Decision, Event, Local, SealedManifest, Sender, decide};
 use crate::state::ManifestWriter;
 use crate::wire::{Hello, ToPrimary, ToReplica, Welcome};
 use std::sync::atomic::Ordering;
@@ -102,8 +102,13 @@ impl<'a> Session<'a> {
 
     /// Finds out what the replica holds, and makes the index say so.
     fn agree(&mut self, welcome: &Welcome) -> Result<(), End> {
-        let state = &self.driver.options.state;
-        let index = self.driver.options.index.state().map_err(|error| End::state(&error))?;
+        let state = self.driver.options.state.clone();
+        let index = self
+            .driver
+            .options
+            .index
+            .state()
+            .map_err(|error| End::state(&error))?;
         let manifests = state.manifests().map_err(|error| End::state(&error))?;
         let local = Local {
             replica: state.replica(),
@@ -111,7 +116,11 @@ impl<'a> Session<'a> {
             index: (index.epoch, index.digest),
             manifests: manifests
                 .iter()
-                .map(|m| SealedManifest { epoch: m.epoch, parent: m.parent, digest: m.digest })
+                .map(|m| SealedManifest {
+                    epoch: m.epoch,
+                    parent: m.parent,
+                    digest: m.digest,
+                })
                 .collect(),
             adopt: self.driver.options.adopt,
         };
@@ -131,12 +140,23 @@ impl<'a> Session<'a> {
                 0
             }
         };
-        state.skip_epochs(welcome.durable).map_err(|error| End::state(&error))?;
-        state.set_replica(welcome.replica).map_err(|error| End::state(&error))?;
-        state.trim_manifests_after(self.index_epoch()?).map_err(|error| End::state(&error))?;
+        state
+            .skip_epochs(welcome.durable)
+            .map_err(|error| End::state(&error))?;
+        state
+            .set_replica(welcome.replica)
+            .map_err(|error| End::state(&error))?;
+        state
+            .trim_manifests_after(self.index_epoch()?)
+            .map_err(|error| End::state(&error))?;
         self.lost_stage(keep);
         self.cut_stage(keep)?;
-        let index = self.driver.options.index.state().map_err(|error| End::state(&error))?;
+        let index = self
+            .driver
+            .options
+            .index
+            .state()
+            .map_err(|error| End::state(&error))?;
         let marks = self.sender.marks();
         self.driver.shared.update(|status| {
             status.marks = marks;
@@ -168,8 +188,14 @@ impl<'a> Session<'a> {
             }
         }
         let kept = self.sender.staged();
-        let kept_here = self.manifest.truncate(kept).map_err(|error| End::state(&error))?;
-        assert_eq!(kept_here, kept, "the manifest has every entry that was staged");
+        let kept_here = self
+            .manifest
+            .truncate(kept)
+            .map_err(|error| End::state(&error))?;
+        assert_eq!(
+            kept_here, kept,
+            "the manifest has every entry that was staged"
+        );
         self.driver.stage = Some((self.session, kept));
         Ok(())
     }
@@ -232,8 +258,9 @@ impl<'a> Session<'a> {
             Heard::Message(message) => message,
             Heard::End(end) => return Err(end.into()),
         };
-        let broken =
-            |error: crate::sender::ProtocolError| End::lost(FailureKind::Protocol, error.to_string(), None);
+        let broken = |error: crate::sender::ProtocolError| {
+            End::lost(FailureKind::Protocol, error.to_string(), None)
+        };
         let event = self.sender.receive(message).map_err(broken)?;
         match &event {
             Event::Received(_) => self.received(),
@@ -296,7 +323,9 @@ impl<'a> Session<'a> {
         if self.driver.shared.stopping() {
             return Err(End::Stopped);
         }
-        self.manifest.append(&entry).map_err(|error| End::state(&error))?;
+        self.manifest
+            .append(&entry)
+            .map_err(|error| End::state(&error))?;
         let sequence = self.sender.staged();
         let sent = self.send(&ToReplica::Stage { sequence, entry }, bytes)?;
         Ok(self.sender.stage(sent as u64))
@@ -341,7 +370,9 @@ fn greet(
         adopt: options.adopt,
         fake_super: options.fake_super,
     };
-    let sent = connection.send(&ToReplica::Hello(hello), None).and_then(|_| connection.flush());
+    let sent = connection
+        .send(&ToReplica::Hello(hello), None)
+        .and_then(|_| connection.flush());
     if sent.is_err() {
         return Err(connection.end().into());
     }
@@ -379,8 +410,9 @@ fn greet(
             None if SystemTime::now() > until => return Err(super::link::LinkEnd::Silent.into()),
             None => {
                 // Keeps the link's watch content while the replica prepares itself.
-                let sent =
-                    connection.send(&ToReplica::Ping(0), None).and_then(|_| connection.flush());
+                let sent = connection
+                    .send(&ToReplica::Ping(0), None)
+                    .and_then(|_| connection.flush());
                 if sent.is_err() {
                     return Err(connection.end().into());
                 }
