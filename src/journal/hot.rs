@@ -131,8 +131,10 @@ impl Hot {
     /// Notes a write to a file if it is in the set on disk; whether it is.
     pub fn touch_known(&self, id: FileId, generation: u64) -> bool {
         let mut state = self.state.lock();
+        // While the disk fails every write tries again.
+        let works = state.failed.is_none();
         match state.files.get_mut(&id) {
-            Some(entry) if entry.recorded => {
+            Some(entry) if entry.recorded && works => {
                 entry.touch.renew(generation);
                 true
             }
@@ -172,9 +174,12 @@ impl Hot {
                 }
             }
         }
-        let covered = move |state: &State| match state.files.get(&id) {
-            Some(entry) => entry.recorded,
-            None => state.everything,
+        let covered = move |state: &State| {
+            let known = state
+                .files
+                .get(&id)
+                .map_or(state.everything, |entry| entry.recorded);
+            known && state.failed.is_none()
         };
         // A failure is kept in the state.
         let _ = self.write(state, covered);

@@ -1,8 +1,9 @@
 //! The known tree: the names of the open epoch over those of the sealed one over the index.
 
 use super::epoch::{Epoch, Holder};
-use super::{Journal, Result};
+use super::{Error, Journal, Result};
 use crate::model::{FileId, Name};
+use crate::records::Records;
 use std::collections::BTreeMap;
 
 /// How many names of an index or an overlay are looked at in one go, at least.
@@ -25,6 +26,34 @@ pub(crate) trait Known: Send + Sync {
     fn size(&self, id: FileId) -> Result<Option<u64>>;
     /// The object that was last seen with this inode number.
     fn by_inode(&self, inode: u64) -> Result<Option<FileId>>;
+}
+
+impl Known for Records {
+    fn child(&self, parent: FileId, name: &Name) -> Result<Option<FileId>> {
+        Records::child(self, parent, name).map_err(unreadable)
+    }
+    fn children(
+        &self,
+        parent: FileId,
+        after: Option<&Name>,
+        max: usize,
+    ) -> Result<Vec<(Name, FileId)>> {
+        Records::children(self, parent, after, max).map_err(unreadable)
+    }
+    fn links(&self, id: FileId, max: usize) -> Result<Vec<(FileId, Name)>> {
+        Records::links(self, id, max).map_err(unreadable)
+    }
+    fn size(&self, id: FileId) -> Result<Option<u64>> {
+        let record = self.object(id).map_err(unreadable)?;
+        Ok(record.map(|record| record.object.size))
+    }
+    fn by_inode(&self, inode: u64) -> Result<Option<FileId>> {
+        Records::by_inode(self, inode).map_err(unreadable)
+    }
+}
+
+fn unreadable(error: crate::records::Error) -> Error {
+    Error::Index(Box::new(error))
 }
 
 /// Overlays over the index, the newest first.

@@ -43,6 +43,7 @@ pub use sealed::{ChangeView, Sealed};
 
 use crate::limits;
 use crate::model::{EpochId, FileId, Timestamp};
+use crate::records::Records;
 use epoch::Epoch;
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::io;
@@ -173,12 +174,17 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Starts with nothing dirty, and says what the hot set on disk has: files whose content must
+    /// Starts with nothing dirty over the index, and says what the hot set on disk has: files whose content must
     /// be compared if the machine went down with dirty pages since they were written, that is
     /// under another boot id. They stay in it until [`Journal::suspects_settled`].
     ///
     /// # Errors
     /// When the hot set cannot be written.
+    pub fn open(options: Options, index: Records) -> Result<(Journal, Suspects)> {
+        Journal::start(options, Arc::new(index), Limits::default())
+    }
+
+    /// [`Journal::open`] over any index.
     pub(crate) fn start(
         options: Options,
         index: Arc<dyn Known>,
@@ -312,7 +318,7 @@ impl Journal {
         }
     }
 
-    /// All that [`Journal::start`] called suspect has been compared, and what differs is recorded:
+    /// All that [`Journal::open`] called suspect has been compared, and what differs is recorded:
     /// the hot set may forget it once that is committed.
     pub fn suspects_settled(&self) {
         self.hot.suspects_settled(self.view().open.generation);

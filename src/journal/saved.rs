@@ -343,6 +343,17 @@ impl Saved {
         });
     }
 
+    /// Whether anything of an extent is saved.
+    pub fn has(&self, id: FileId, extent: Extent) -> bool {
+        let shard = self.objects.of(id).lock();
+        let Some(object) = shard.get(&id) else {
+            return false;
+        };
+        // Pieces do not overlap, so the last one before the end reaches farthest.
+        let last = object.pieces.range(..extent.end()).next_back();
+        last.is_some_and(|(&start, piece)| start + piece.length > extent.offset)
+    }
+
     /// Overwrites `bytes`, which were read at `offset`, with what was saved.
     pub fn patch(&self, id: FileId, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         let window = Extent::new(offset, bytes.len() as u64);

@@ -150,6 +150,11 @@ impl Sealed {
         self.saved.patch(id, extent.offset, &mut bytes[..length])
     }
 
+    /// Whether anything of an extent was saved. To be asked after it was looked at.
+    pub fn has_saved(&self, id: FileId, extent: Extent) -> bool {
+        self.saved.has(id, extent)
+    }
+
     /// The content of a file that this epoch removes, most likely as the replica holds it. Only
     /// what has the hash that the index has may be used.
     pub fn delta_base(&self, id: FileId) -> Option<File> {

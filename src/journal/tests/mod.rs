@@ -2,8 +2,10 @@
 
 mod hot;
 mod model;
+mod ship;
 mod threads;
 mod tree;
+mod world;
 
 use super::{Journal, Known, Limits, Options, Suspects};
 use crate::model::{EpochId, FileId, Name};
