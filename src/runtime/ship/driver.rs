@@ -38,7 +38,7 @@ impl End {
     }
 
     /// The primary's own disk failed: tried again, because disks get room again.
-    pub(super) fn state(error: &dyn std::error::Error) -> End {
+    fn state(error: &dyn std::error::Error) -> End {
         let next = "make room on (or mend) the disk of the state directory; it is tried again";
         End::lost(FailureKind::State, chain(error), Some(next))
     }
@@ -54,6 +54,18 @@ impl End {
             | Refusal::Damaged
             | Refusal::Protocol => End::Halted(failure(kind, message, None, false)),
         }
+    }
+}
+
+impl From<crate::state::Error> for End {
+    fn from(error: crate::state::Error) -> End {
+        End::state(&error)
+    }
+}
+
+impl From<crate::records::Error> for End {
+    fn from(error: crate::records::Error) -> End {
+        End::state(&error)
     }
 }
 

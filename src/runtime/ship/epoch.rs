@@ -181,21 +181,14 @@ impl Session<'_> {
         let known = self.driver.shared.status.lock().consistent;
         if self.sender.staged() == 0 && known == consistent {
             // Everything turned out to be what the replica has: nothing to ship.
-            index
-                .set_stamps(&planned.stamps)
-                .map_err(|error| End::state(&error))?;
+            index.set_stamps(&planned.stamps)?;
             journal.committed(owned.0);
             self.driver.planner.committed();
             self.driver.shared.received.send_replace(owned.1);
             self.told();
             return Ok(());
         }
-        let epoch = self
-            .driver
-            .options
-            .state
-            .next_epoch()
-            .map_err(|error| End::state(&error))?;
+        let epoch = self.driver.options.state.next_epoch()?;
         let sealed = Some(owned);
         self.commit(Committing {
             epoch,
@@ -211,12 +204,7 @@ impl Session<'_> {
             self.busy(false);
             return Ok(());
         }
-        let epoch = self
-            .driver
-            .options
-            .state
-            .next_epoch()
-            .map_err(|error| End::state(&error))?;
+        let epoch = self.driver.options.state.next_epoch()?;
         self.commit(Committing {
             epoch,
             consistent,
@@ -241,9 +229,7 @@ impl Session<'_> {
         };
         self.sender.sealed(epoch);
         // Durable before the commit is sent, so that a lost acknowledgement costs nothing (I7).
-        self.manifest
-            .seal(&commit)
-            .map_err(|error| End::state(&error))?;
+        self.manifest.seal(&commit)?;
         self.sender.committing(&commit);
         self.send(&ToReplica::Commit(commit), None)?;
         self.flush()?;
@@ -269,19 +255,13 @@ impl Session<'_> {
         };
         self.apply_manifest(committing.epoch)?;
         let options = &self.driver.options;
-        options
-            .index
-            .set_stamps(&committing.stamps)
-            .map_err(|error| End::state(&error))?;
+        options.index.set_stamps(&committing.stamps)?;
         if let Some((sealed, generation)) = committing.sealed {
             options.journal.committed(sealed);
             self.driver.shared.received.send_replace(generation);
         }
         self.driver.planner.committed();
-        self.manifest = options
-            .state
-            .manifest()
-            .map_err(|error| End::state(&error))?;
+        self.manifest = options.state.manifest()?;
         self.driver.stage = Some((self.session, 0));
         self.staged_bytes = 0;
         self.driver.shared.update(|status| {
@@ -315,18 +295,13 @@ impl Session<'_> {
     /// Applies a manifest to the index.
     pub(super) fn apply_manifest(&mut self, epoch: EpochId) -> Result<(), End> {
         let options = &self.driver.options;
-        let mut reader = options
-            .state
-            .read_manifest(epoch)
-            .map_err(|error| End::state(&error))?;
-        let mut change = options.index.begin().map_err(|error| End::state(&error))?;
-        while let Some(entry) = reader.next_entry().map_err(|error| End::state(&error))? {
-            change.entry(&entry).map_err(|error| End::state(&error))?;
+        let mut reader = options.state.read_manifest(epoch)?;
+        let mut change = options.index.begin()?;
+        while let Some(entry) = reader.next_entry()? {
+            change.entry(&entry)?;
         }
         let commit = reader.commit().clone();
-        let applied = change
-            .commit(&commit, Durability::None)
-            .map_err(|error| End::state(&error))?;
+        let applied = change.commit(&commit, Durability::None)?;
         let roots = &mut self.driver.roots;
         roots.push_back((epoch, applied.state.root_hash));
         while roots.len() > ROOTS_MAX {
@@ -348,11 +323,7 @@ impl Session<'_> {
         if ours.is_some_and(|ours| ours != root_hash) {
             let message = format!("the replica's tree of epoch {epoch} is not the index's");
             // Its records are fetched, and everything is compared, at the next connection.
-            self.driver
-                .options
-                .state
-                .forget_replica_state()
-                .map_err(|e| End::state(&e))?;
+            self.driver.options.state.forget_replica_state()?;
             return Err(End::lost(FailureKind::Protocol, message, None));
         }
         let marks = self.sender.marks();
@@ -360,26 +331,14 @@ impl Session<'_> {
             status.marks = marks;
             status.root_hash = Some(root_hash);
         });
-        self.trim(epoch)
-    }
-
-    /// Manifests are needed until the index has them on stable storage.
-    fn trim(&mut self, _applied: EpochId) -> Result<(), End> {
+        // Manifests are needed until the index has them on stable storage.
         let options = &self.driver.options;
-        let index = options.index.sync().map_err(|error| End::state(&error))?;
-        options
-            .state
-            .trim_manifests(index)
-            .map_err(|error| End::state(&error))
+        let index = options.index.sync()?;
+        Ok(options.state.trim_manifests(index)?)
     }
 
     pub(super) fn index_epoch(&self) -> Result<EpochId, End> {
-        let state = self
-            .driver
-            .options
-            .index
-            .state()
-            .map_err(|error| End::state(&error))?;
+        let state = self.driver.options.index.state()?;
         Ok(state.epoch)
     }
 }

@@ -20,7 +20,7 @@ impl Session<'_> {
         self.send(&ToReplica::FetchRecords, None)?;
         self.flush()?;
         let index = self.driver.options.index.clone();
-        let mut change = index.replace().map_err(|error| End::state(&error))?;
+        let mut change = index.replace()?;
         loop {
             let Event::Records(records) = self.wait_for_message()? else {
                 continue;

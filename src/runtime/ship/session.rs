@@ -56,7 +56,7 @@ impl<'a> Session<'a> {
         driver.enter(Phase::Greeting);
         let session = match driver.options.state.next_session() {
             Ok(session) => session,
-            Err(error) => return End::state(&error),
+            Err(error) => return error.into(),
         };
         let welcome = match greet(driver, &mut connection, session) {
             Ok(welcome) => welcome,
@@ -64,7 +64,7 @@ impl<'a> Session<'a> {
         };
         let manifest = match driver.options.state.manifest() {
             Ok(manifest) => manifest,
-            Err(error) => return End::state(&error),
+            Err(error) => return error.into(),
         };
         let sender = Sender::new(welcome.durable, welcome.applied, welcome.staged);
         let mut session = Session {
@@ -103,13 +103,8 @@ impl<'a> Session<'a> {
     /// Finds out what the replica holds, and makes the index say so.
     fn agree(&mut self, welcome: &Welcome) -> Result<(), End> {
         let state = self.driver.options.state.clone();
-        let index = self
-            .driver
-            .options
-            .index
-            .state()
-            .map_err(|error| End::state(&error))?;
-        let manifests = state.manifests().map_err(|error| End::state(&error))?;
+        let index = self.driver.options.index.state()?;
+        let manifests = state.manifests()?;
         let local = Local {
             replica: state.replica(),
             stage: self.driver.stage,
@@ -140,23 +135,22 @@ impl<'a> Session<'a> {
                 0
             }
         };
-        state
-            .skip_epochs(welcome.durable)
-            .map_err(|error| End::state(&error))?;
-        state
-            .set_replica(welcome.replica)
-            .map_err(|error| End::state(&error))?;
-        state
-            .trim_manifests_after(self.index_epoch()?)
-            .map_err(|error| End::state(&error))?;
+        state.skip_epochs(welcome.durable)?;
+        state.set_replica(welcome.replica)?;
+        let index = self.index_epoch()?;
+        if let Some(unheard) = manifests
+            .iter()
+            .rev()
+            .find(|manifest| manifest.epoch > index)
+        {
+            // Its commit never arrived; the entries that were staged before its seal may have.
+            self.manifest.unseal(unheard.epoch)?;
+        }
+        state.trim_manifests_after(index)?;
+        let keep = self.manifest.truncate(keep)?;
         self.lost_stage(keep);
         self.cut_stage(keep)?;
-        let index = self
-            .driver
-            .options
-            .index
-            .state()
-            .map_err(|error| End::state(&error))?;
+        let index = self.driver.options.index.state()?;
         let marks = self.sender.marks();
         self.driver.shared.update(|status| {
             status.marks = marks;
@@ -188,10 +182,7 @@ impl<'a> Session<'a> {
             }
         }
         let kept = self.sender.staged();
-        let kept_here = self
-            .manifest
-            .truncate(kept)
-            .map_err(|error| End::state(&error))?;
+        let kept_here = self.manifest.truncate(kept)?;
         assert_eq!(
             kept_here, kept,
             "the manifest has every entry that was staged"
@@ -323,9 +314,7 @@ impl<'a> Session<'a> {
         if self.driver.shared.stopping() {
             return Err(End::Stopped);
         }
-        self.manifest
-            .append(&entry)
-            .map_err(|error| End::state(&error))?;
+        self.manifest.append(&entry)?;
         let sequence = self.sender.staged();
         let sent = self.send(&ToReplica::Stage { sequence, entry }, bytes)?;
         Ok(self.sender.stage(sent as u64))
