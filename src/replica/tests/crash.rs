@@ -116,7 +116,7 @@ fn crash(root: &Path, hook: Arc<Crash>, all: bool) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn an_apply_cut_off_anywhere_is_finished(seed in any::<u64>(), together in 1usize..3) {
         let place = place();

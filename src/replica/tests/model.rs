@@ -139,7 +139,7 @@ fn check_records(engine: &Engine, world: &World) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn the_tree_is_the_model(seed in any::<u64>(), epochs in 1usize..7, together in 1usize..4) {
         let dice = &mut Dice(seed);
