@@ -2,6 +2,13 @@
 //! moments later. `docs/architecture.md` has the path of a change as a table; the modules below
 //! stand in its order.
 
-pub mod model;
+pub mod config;
+pub mod control;
+pub mod disk;
+pub mod exclude;
 pub mod limits;
+pub mod model;
+pub mod records;
+pub mod sender;
+pub mod transport;
 pub mod wire;

@@ -1,1 +1,3 @@
-fn main(){}
+//! Parse, dispatch, exit code.
+
+fn main() {}

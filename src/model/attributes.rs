@@ -105,9 +105,7 @@ impl Object {
     /// Whether what was decoded is within the bounds of an object.
     #[must_use]
     pub fn is_valid(&self) -> bool {
-        use crate::limits::{
-            NAME_BYTES_MAX, SYMLINK_BYTES_MAX, XATTR_BYTES_MAX, XATTRS_BYTES_MAX,
-        };
+        use crate::limits::{NAME_BYTES_MAX, SYMLINK_BYTES_MAX, XATTR_BYTES_MAX, XATTRS_BYTES_MAX};
         let target = match &self.fixed {
             Fixed::Symlink(t) => !t.is_empty() && t.len() <= SYMLINK_BYTES_MAX && !t.contains(&0),
             _ => true,

@@ -22,7 +22,10 @@ impl Extent {
     /// From `start` to before `end`; empty if there is nothing between.
     #[must_use]
     pub fn between(start: u64, end: u64) -> Extent {
-        Extent { offset: start, length: end.saturating_sub(start) }
+        Extent {
+            offset: start,
+            length: end.saturating_sub(start),
+        }
     }
 
     /// The first byte behind it.
@@ -91,11 +94,18 @@ impl ExtentSet {
             Some((&before, &before_end)) if before_end > start => before,
             _ => start,
         };
-        let hit: Vec<(u64, u64)> = self.extents.range(from..end).map(|(&s, &e)| (s, e)).collect();
+        let hit: Vec<(u64, u64)> = self
+            .extents
+            .range(from..end)
+            .map(|(&s, &e)| (s, e))
+            .collect();
         for (s, e) in hit {
             self.extents.remove(&s);
             self.bytes -= e - s;
-            for rest in [Extent::between(s, start.min(e)), Extent::between(end.max(s), e)] {
+            for rest in [
+                Extent::between(s, start.min(e)),
+                Extent::between(end.max(s), e),
+            ] {
                 if !rest.is_empty() {
                     self.extents.insert(rest.offset, rest.end());
                     self.bytes += rest.length;
@@ -108,8 +118,7 @@ impl ExtentSet {
     pub fn coarsen(&mut self, max: usize) {
         while self.extents.len() > max.max(1) {
             let gaps = self.extents.iter().zip(self.extents.iter().skip(1));
-            let Some((_, start, end)) =
-                gaps.map(|((&s, &e), (&s2, &e2))| (s2 - e, s, e2)).min()
+            let Some((_, start, end)) = gaps.map(|((&s, &e), (&s2, &e2))| (s2 - e, s, e2)).min()
             else {
                 return;
             };
@@ -119,7 +128,9 @@ impl ExtentSet {
 
     /// The extents in order.
     pub fn iter(&self) -> impl Iterator<Item = Extent> + '_ {
-        self.extents.iter().map(|(&start, &end)| Extent::between(start, end))
+        self.extents
+            .iter()
+            .map(|(&start, &end)| Extent::between(start, end))
     }
 
     /// The parts of `extent` that are in the set, in order.

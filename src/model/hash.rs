@@ -23,7 +23,10 @@ pub struct RootHash(pub [u8; 32]);
 /// Hashes one block; `bytes` may be shorter than a block (the rest counts as zeros).
 #[must_use]
 pub fn hash_block(bytes: &[u8]) -> BlockHash {
-    let end = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+    let end = bytes
+        .iter()
+        .rposition(|&byte| byte != 0)
+        .map_or(0, |last| last + 1);
     if end == 0 {
         return BlockHash::ZERO;
     }
