@@ -29,12 +29,7 @@ impl Backing {
     ///
     /// # Errors
     /// Those of chown(2), chmod(2), truncate(2), utimensat(2). Some may be changed then.
-    pub fn setattr(
-        &self,
-        id: FileId,
-        handle: Option<HandleId>,
-        set: &SetAttr,
-    ) -> io::Result<Attr> {
+    pub fn setattr(&self, id: FileId, handle: Option<HandleId>, set: &SetAttr) -> io::Result<Attr> {
         self.settle(id)?;
         let sized = match set.size {
             Some(size) => Some((self.file(id, handle, true)?, size)),
@@ -58,7 +53,10 @@ impl Backing {
         let after = Seen::open(&object, self.home);
         if captured {
             operation.attributes(id);
-            let (old, new) = (before.size(), after.as_ref().map_or(before.size(), Seen::size));
+            let (old, new) = (
+                before.size(),
+                after.as_ref().map_or(before.size(), Seen::size),
+            );
             if old != new || set.size.is_some() {
                 operation.truncated(id, old, new);
             }
@@ -118,7 +116,11 @@ impl Backing {
             None => Seen::open(object, self.home)?.mode(),
         };
         let left = without_privileges(mode);
-        if left != mode { change_mode(object, left) } else { Ok(()) }
+        if left != mode {
+            change_mode(object, left)
+        } else {
+            Ok(())
+        }
     }
 
     /// The target of a symbolic link.
@@ -146,10 +148,17 @@ pub(super) fn between(old: u64, new: u64) -> Extent {
 
 fn timespec(time: Option<SetTime>) -> Timespec {
     match time {
-        None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
-        Some(SetTime::At(time)) => {
-            Timespec { tv_sec: time.secs, tv_nsec: i64::from(time.nanos) }
-        }
+        None => Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        Some(SetTime::Now) => Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_NOW,
+        },
+        Some(SetTime::At(time)) => Timespec {
+            tv_sec: time.secs,
+            tv_nsec: i64::from(time.nanos),
+        },
     }
 }

@@ -53,7 +53,15 @@ impl Backing {
             rustix::fs::mknodat(directory, name.as_bytes(), file_type, at_first, rdev)?;
             Ok(None)
         };
-        let birth = Birth { caller, parent, name, mode, umask, kind, act: &act };
+        let birth = Birth {
+            caller,
+            parent,
+            name,
+            mode,
+            umask,
+            kind,
+            act: &act,
+        };
         Ok(self.give_birth(&birth)?.0)
     }
 
@@ -77,7 +85,15 @@ impl Backing {
             Ok(None)
         };
         let kind = Kind::Directory;
-        let birth = Birth { caller, parent, name, mode, umask, kind, act: &act };
+        let birth = Birth {
+            caller,
+            parent,
+            name,
+            mode,
+            umask,
+            kind,
+            act: &act,
+        };
         Ok(self.give_birth(&birth)?.0)
     }
 
@@ -98,7 +114,15 @@ impl Backing {
             Ok(None)
         };
         let (mode, umask, kind) = (0o777, 0, Kind::Symlink);
-        let birth = Birth { caller, parent, name, mode, umask, kind, act: &act };
+        let birth = Birth {
+            caller,
+            parent,
+            name,
+            mode,
+            umask,
+            kind,
+            act: &act,
+        };
         Ok(self.give_birth(&birth)?.0)
     }
 
@@ -120,17 +144,28 @@ impl Backing {
         let at_first = Mode::from_raw_mode(mode & 0o7777 & !SPECIAL);
         let open = super::files::backing_flags(flags, true) | OFlags::CREATE | OFlags::EXCL;
         let act = |directory: BorrowedFd<'_>, name: &Name| {
-            self.open_at(directory, name.as_bytes(), open, at_first).map(Some)
+            self.open_at(directory, name.as_bytes(), open, at_first)
+                .map(Some)
         };
         let kind = Kind::File;
-        let birth = Birth { caller, parent, name: wanted, mode, umask, kind, act: &act };
+        let birth = Birth {
+            caller,
+            parent,
+            name: wanted,
+            mode,
+            umask,
+            kind,
+            act: &act,
+        };
         match self.give_birth(&birth) {
             Ok((attr, Some(opened))) => Ok((attr, self.take_file(attr.id, opened, flags))),
             Ok((attr, None)) => {
                 self.forget(attr.id, 1);
                 Err(errno(libc::EIO))
             }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && flags & libc::O_EXCL == 0 => {
+            Err(error)
+                if error.kind() == io::ErrorKind::AlreadyExists && flags & libc::O_EXCL == 0 =>
+            {
                 let attr = self.lookup(parent, name)?;
                 let opened = self.open_file(attr.id, flags & !libc::O_CREAT);
                 let handle = opened.inspect_err(|_| self.forget(attr.id, 1))?;
@@ -159,7 +194,11 @@ impl Backing {
             Ok(seen) => seen,
             Err(error) => {
                 let is_directory = birth.kind == Kind::Directory;
-                let flags = if is_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+                let flags = if is_directory {
+                    AtFlags::REMOVEDIR
+                } else {
+                    AtFlags::empty()
+                };
                 // The first error is the one to tell.
                 let _ = rustix::fs::unlinkat(&*directory, name.as_bytes(), flags);
                 if !parent_excluded {
@@ -171,7 +210,14 @@ impl Backing {
         let excluded =
             parent_excluded || self.name_excluded(parent, name, birth.kind == Kind::Directory);
         let place = Some((parent, name.clone()));
-        let id = self.enter(self.journal.mint(), &Arrival { seen: &seen, place, excluded });
+        let id = self.enter(
+            self.journal.mint(),
+            &Arrival {
+                seen: &seen,
+                place,
+                excluded,
+            },
+        );
         if !excluded {
             operation.created(id, &seen.stamp, seen.links());
             operation.bind(parent, name, id);
@@ -180,7 +226,8 @@ impl Backing {
         }
         self.nodes.set_verified(id, self.walk_number());
         drop((operation, held));
-        self.name_changed(parent).inspect_err(|_| self.forget(id, 1))?;
+        self.name_changed(parent)
+            .inspect_err(|_| self.forget(id, 1))?;
         Ok((seen.attr(id), opened))
     }
 
@@ -192,7 +239,12 @@ impl Backing {
         parent: FileId,
         name: &Name,
     ) -> io::Result<()> {
-        if self.journal.known_child(parent, name).map_err(broken)?.is_some() {
+        if self
+            .journal
+            .known_child(parent, name)
+            .map_err(broken)?
+            .is_some()
+        {
             operation.unbind(parent, name);
         }
         operation.attributes(parent);
@@ -208,7 +260,13 @@ impl Backing {
         let name = birth.name.as_bytes();
         if let Some(opened) = opened {
             let seen = Seen::open(opened, self.home)?;
-            give(opened, birth.caller, birth.mode, seen.mode(), self.privileged)?;
+            give(
+                opened,
+                birth.caller,
+                birth.mode,
+                seen.mode(),
+                self.privileged,
+            )?;
             return Seen::open(opened, self.home);
         }
         let seen = Seen::entry(directory, name, self.home)?;
@@ -243,6 +301,9 @@ impl Backing {
         if !parent_excluded {
             operation.before_attributes(parent, self).map_err(broken)?;
         }
+        if !self.is_excluded(id) {
+            operation.before_attributes(id, self).map_err(broken)?;
+        }
         let from = super::reach::proc_path(object.as_fd());
         let follow = AtFlags::SYMLINK_FOLLOW;
         rustix::fs::linkat(rustix::fs::CWD, from, &*directory, name.as_bytes(), follow)?;
@@ -254,9 +315,20 @@ impl Backing {
         } else if !parent_excluded {
             self.cover(&operation, parent, &place.1)?;
         }
-        let id = self.enter(id, &Arrival { seen: &seen, place: Some(place), excluded });
+        if !self.is_excluded(id) {
+            operation.attributes(id);
+        }
+        let id = self.enter(
+            id,
+            &Arrival {
+                seen: &seen,
+                place: Some(place),
+                excluded,
+            },
+        );
         drop((operation, held));
-        self.name_changed(parent).inspect_err(|_| self.forget(id, 1))?;
+        self.name_changed(parent)
+            .inspect_err(|_| self.forget(id, 1))?;
         Ok(seen.attr(id))
     }
 
@@ -270,7 +342,7 @@ impl Backing {
         seen: &Seen,
     ) -> io::Result<()> {
         if !self.has_known_name(id)? {
-            operation.discovered(id, &seen.stamp, seen.size());
+            self.discover(operation, id, seen)?;
             if seen.is_directory() {
                 self.push_unwalked(id);
             }

@@ -116,7 +116,12 @@ impl Backing {
 
     fn open_to_read(&self, id: FileId) -> io::Result<OwnedFd> {
         let path = self.directory(id)?;
-        self.open_at(&*path, b".", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
+        self.open_at(
+            &*path,
+            b".",
+            OFlags::RDONLY | OFlags::DIRECTORY,
+            Mode::empty(),
+        )
     }
 
     /// Gives the entries from `offset` (0, or an entry's `next`) to `take` until it answers
@@ -169,23 +174,47 @@ impl Backing {
     ) -> io::Result<bool> {
         let (next, name) = (entry.next, &*entry.name);
         if is_dots(name) {
-            let id = if name == b".." { self.parent(directory) } else { directory };
+            let id = if name == b".." {
+                self.parent(directory)
+            } else {
+                directory
+            };
             let kind = Kind::Directory;
-            return Ok(take(&DirectoryEntry { id, next, kind, name, attr: None }));
+            return Ok(take(&DirectoryEntry {
+                id,
+                next,
+                kind,
+                name,
+                attr: None,
+            }));
         }
-        let Ok(own_name) = Name::new(name) else { return Ok(true) };
+        let Ok(own_name) = Name::new(name) else {
+            return Ok(true);
+        };
         if !with_attributes && let Some(kind) = entry.kind {
             let id = self.nodes.by_inode(entry.inode);
             let id = match id {
                 Some(id) => id,
                 None => self.shown_id(directory, &own_name, entry.inode),
             };
-            return Ok(take(&DirectoryEntry { id, next, kind, name, attr: None }));
+            return Ok(take(&DirectoryEntry {
+                id,
+                next,
+                kind,
+                name,
+                attr: None,
+            }));
         }
         let seen = Seen::entry(opened, name, self.home)?;
         let id = self.arrive(directory, own_name, &seen)?;
         let attr = with_attributes.then(|| seen.attr(id));
-        let taken = take(&DirectoryEntry { id, next, kind: seen.kind(), name, attr });
+        let taken = take(&DirectoryEntry {
+            id,
+            next,
+            kind: seen.kind(),
+            name,
+            attr,
+        });
         if !(taken && with_attributes) {
             self.forget(id, 1);
         }
@@ -203,7 +232,9 @@ impl Backing {
         if directory == FileId::ROOT {
             return FileId::ROOT;
         }
-        self.nodes.place(directory).map_or(FileId::ROOT, |(parent, _)| parent)
+        self.nodes
+            .place(directory)
+            .map_or(FileId::ROOT, |(parent, _)| parent)
     }
 
     /// The names that a directory really has, for a walk: without `.`, `..` and the reserved one.
@@ -212,7 +243,11 @@ impl Backing {
     /// Those of open(2).
     pub fn list(&self, directory: FileId) -> io::Result<Listing> {
         let opened = self.open_to_read(directory)?;
-        Ok(Listing { directory, opened, stream: Stream::default() })
+        Ok(Listing {
+            directory,
+            opened,
+            stream: Stream::default(),
+        })
     }
 }
 
@@ -231,7 +266,9 @@ impl Listing {
     pub fn next(&mut self, max: usize) -> io::Result<Vec<Name>> {
         let mut names = Vec::new();
         while names.len() < max.max(1) {
-            let Some(entry) = self.stream.peek(&self.opened)? else { break };
+            let Some(entry) = self.stream.peek(&self.opened)? else {
+                break;
+            };
             if !is_dots(&entry.name)
                 && !is_hidden(self.directory, &entry.name)
                 && let Ok(name) = Name::new(&entry.name)

@@ -25,7 +25,6 @@ struct Pending {
     objects: HashSet<FileId>,
     // There were more: the whole file system.
     everything: bool,
-    closed: bool,
 }
 
 /// See the module.
@@ -65,7 +64,11 @@ impl Durability {
     }
 
     fn check(&self, id: FileId) -> io::Result<()> {
-        let code = self.failed.get(&id).map(|code| *code).or(*self.all_failed.lock());
+        let code = self
+            .failed
+            .get(&id)
+            .map(|code| *code)
+            .or(*self.all_failed.lock());
         code.map_or(Ok(()), |code| Err(errno(code)))
     }
 
@@ -111,7 +114,10 @@ impl Durability {
 
 /// Whether the object is none that could be synced, so that nothing was lost.
 fn is_no_file(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EBADF | libc::EROFS))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::EBADF | libc::EROFS)
+    )
 }
 
 impl Drop for Durability {
@@ -126,21 +132,20 @@ impl Backing {
     ///
     /// # Errors
     /// Those of fsync(2). Once one has failed, all later ones of this object do.
-    pub fn fsync(
-        &self,
-        id: FileId,
-        handle: Option<HandleId>,
-        data_only: bool,
-    ) -> io::Result<()> {
+    pub fn fsync(&self, id: FileId, handle: Option<HandleId>, data_only: bool) -> io::Result<()> {
         if let Some(handle) = handle.and_then(|handle| self.handles.get(handle)) {
             return self.durability.sync(id, handle.file.as_fd(), data_only);
         }
-        let is_directory =
-            self.nodes.view(id).is_some_and(|node| node.kind == super::Kind::Directory);
+        let is_directory = self
+            .nodes
+            .view(id)
+            .is_some_and(|node| node.kind == super::Kind::Directory);
         if is_directory {
             return self.durability.sync(id, self.directory(id)?.as_fd(), false);
         }
-        let file = self.file(id, None, false).or_else(|_| self.file(id, None, true))?;
+        let file = self
+            .file(id, None, false)
+            .or_else(|_| self.file(id, None, true))?;
         self.durability.sync(id, file.as_fd(), data_only)
     }
 
@@ -163,7 +168,11 @@ impl Backing {
         }
         let everything = std::mem::take(&mut pending.everything);
         drop(pending);
-        if everything { self.sync_everything() } else { Ok(()) }
+        if everything {
+            self.sync_everything()
+        } else {
+            Ok(())
+        }
     }
 
     /// Makes everything durable that was changed through this mount (and everything else on its
@@ -188,7 +197,8 @@ impl Backing {
     pub(super) fn name_changed(&self, directory: FileId) -> io::Result<()> {
         match self.durability.local {
             Local::Always => {
-                self.durability.sync(directory, self.directory(directory)?.as_fd(), false)
+                self.durability
+                    .sync(directory, self.directory(directory)?.as_fd(), false)
             }
             Local::Interval(_) => {
                 self.durability.note(directory);
@@ -255,7 +265,9 @@ impl Backing {
 
 /// Starts the thread that syncs at the interval, if there is one. It ends with the backing.
 pub(super) fn start_flusher(backing: &Arc<Backing>) -> io::Result<()> {
-    let Local::Interval(interval) = backing.durability.local else { return Ok(()) };
+    let Local::Interval(interval) = backing.durability.local else {
+        return Ok(());
+    };
     let wake = Arc::clone(&backing.durability.wake);
     let backing = Arc::downgrade(backing);
     std::thread::Builder::new()
@@ -274,7 +286,9 @@ fn run_flusher(backing: &Weak<Backing>, wake: &(Mutex<bool>, Condvar), interval:
             return;
         }
         drop(ended);
-        let Some(backing) = backing.upgrade() else { return };
+        let Some(backing) = backing.upgrade() else {
+            return;
+        };
         backing.sync_pending();
     }
 }

@@ -31,7 +31,10 @@ pub(super) fn backing_flags(flags: i32, read_too: bool) -> OFlags {
 }
 
 fn is_refused(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY)
+    )
 }
 
 impl Backing {
@@ -49,15 +52,24 @@ impl Backing {
         };
         let handle = self.take_file(id, opened, flags);
         if flags & libc::O_TRUNC != 0 {
-            let set = super::SetAttr { size: Some(0), kill_suidgid: true, ..Default::default() };
-            self.setattr(id, Some(handle), &set).inspect_err(|_| self.release(handle))?;
+            let set = super::SetAttr {
+                size: Some(0),
+                kill_suidgid: true,
+                ..Default::default()
+            };
+            self.setattr(id, Some(handle), &set)
+                .inspect_err(|_| self.release(handle))?;
         }
         Ok(handle)
     }
 
     /// Opens a regular file by one of its names, or by what holds it without one.
     pub(super) fn open_somehow(&self, id: FileId, flags: OFlags) -> io::Result<OwnedFd> {
-        if self.nodes.view(id).is_some_and(|node| node.kind != Kind::File) {
+        if self
+            .nodes
+            .view(id)
+            .is_some_and(|node| node.kind != Kind::File)
+        {
             return Err(errno(libc::EINVAL));
         }
         self.open_by_name(id, flags).or_else(|error| {
@@ -74,8 +86,8 @@ impl Backing {
     /// Puts an open file into the table.
     pub(super) fn take_file(&self, id: FileId, opened: OwnedFd, flags: i32) -> HandleId {
         let access = flags & libc::O_ACCMODE;
-        let readable = rustix::fs::fcntl_getfl(&opened)
-            .is_ok_and(|flags| !flags.contains(OFlags::WRONLY));
+        let readable =
+            rustix::fs::fcntl_getfl(&opened).is_ok_and(|flags| !flags.contains(OFlags::WRONLY));
         let handle = self.handles.insert(Handle {
             id,
             file: Arc::new(File::from(opened)),
@@ -103,14 +115,24 @@ impl Backing {
             }
             return Ok(Arc::clone(&handle.file));
         }
-        let suits = |handle: &Handle| if writable { handle.writable } else { handle.readable };
+        let suits = |handle: &Handle| {
+            if writable {
+                handle.writable
+            } else {
+                handle.readable
+            }
+        };
         if let Some(file) = self.open_anyway(id, suits) {
             return Ok(file);
         }
         if let Some(file) = self.descriptors.file(id, writable) {
             return Ok(file);
         }
-        let access = if writable { libc::O_RDWR } else { libc::O_RDONLY };
+        let access = if writable {
+            libc::O_RDWR
+        } else {
+            libc::O_RDONLY
+        };
         let opened = match self.open_somehow(id, backing_flags(access, true)) {
             Err(error) if writable && is_refused(&error) => {
                 // Not cached: it cannot be read from.
@@ -127,7 +149,9 @@ impl Backing {
     /// The descriptor behind a handle, for reads that the kernel does by itself.
     #[must_use]
     pub fn descriptor(&self, handle: HandleId) -> Option<Arc<File>> {
-        self.handles.get(handle).map(|handle| Arc::clone(&handle.file))
+        self.handles
+            .get(handle)
+            .map(|handle| Arc::clone(&handle.file))
     }
 
     /// Reads; fewer bytes than `buffer` has only at the end of the file.
@@ -175,7 +199,9 @@ impl Backing {
         }
         if captured {
             // A write that failed may have changed some bytes all the same.
-            let changed = written.as_ref().map_or(extent.length, |&count| count as u64);
+            let changed = written
+                .as_ref()
+                .map_or(extent.length, |&count| count as u64);
             operation.data(id, Extent::new(offset, changed));
         }
         drop((operation, held));
@@ -185,7 +211,9 @@ impl Backing {
     }
 
     fn sync_write_failed(&self, id: FileId, handle: Option<HandleId>, error: &io::Error) {
-        let syncs = handle.and_then(|handle| self.handles.get(handle)).is_some_and(|h| h.sync);
+        let syncs = handle
+            .and_then(|handle| self.handles.get(handle))
+            .is_some_and(|h| h.sync);
         if syncs && error.raw_os_error() == Some(libc::EIO) {
             self.durability.fail(id, error);
         }
@@ -193,7 +221,14 @@ impl Backing {
 
     /// The end of a handle of a file or a directory.
     pub fn release(&self, handle: HandleId) {
-        let Some(released) = self.handles.remove(handle) else { return };
+        let Some(released) = self.handles.remove(handle) else {
+            return;
+        };
+        if self.hold_unlinked && released.stream.is_none() && released.readable {
+            // Under no_open a file is created with a handle and used without.
+            self.descriptors
+                .put_file(released.id, &released.file, released.writable);
+        }
         self.nodes.detach(released.id, handle);
     }
 

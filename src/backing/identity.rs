@@ -32,7 +32,10 @@ impl Backing {
             return Ok((self.journal.mint(), true));
         }
         let id = self.known_id(parent, name, seen)?;
-        Ok((id.unwrap_or_else(|| self.journal.mint()), excluded && id.is_none()))
+        Ok((
+            id.unwrap_or_else(|| self.journal.mint()),
+            excluded && id.is_none(),
+        ))
     }
 
     fn known_id(&self, parent: FileId, name: &Name, seen: &Seen) -> io::Result<Option<FileId>> {
@@ -47,7 +50,11 @@ impl Backing {
                 return Ok(Some(id));
             }
         }
-        if many { Ok(None) } else { self.by_inode(parent, name, seen) }
+        if many {
+            Ok(None)
+        } else {
+            self.by_inode(parent, name, seen)
+        }
     }
 
     /// The object of the open or the sealed epoch, or of the index, with this inode.
@@ -61,11 +68,15 @@ impl Backing {
         {
             return Ok(Some(id));
         }
-        let Some(id) = self.index.by_inode(inode).map_err(broken)? else { return Ok(None) };
+        let Some(id) = self.index.by_inode(inode).map_err(broken)? else {
+            return Ok(None);
+        };
         if self.nodes.view(id).is_some() {
             return Ok(None);
         }
-        let Some(record) = self.index.object(id).map_err(broken)? else { return Ok(None) };
+        let Some(record) = self.index.object(id).map_err(broken)? else {
+            return Ok(None);
+        };
         let same = record.stamp.inode == inode
             && self.same_life(&record, seen)
             && self.same_fixed(&record.object.fixed, parent, name, seen)?;
@@ -122,14 +133,20 @@ impl Backing {
         while at != FileId::ROOT {
             let place = match self.nodes.place(at) {
                 Some(place) => Some(place),
-                None => self.places(at).ok().and_then(|places| places.into_iter().next()),
+                None => self
+                    .places(at)
+                    .ok()
+                    .and_then(|places| places.into_iter().next()),
             };
-            let Some((above, name)) = place else { return false };
+            let Some((above, name)) = place else {
+                return false;
+            };
             parts.push(name);
             at = above;
         }
         let parts: Vec<&[u8]> = parts.iter().rev().map(Name::as_bytes).collect();
         let path = parts.join(&b'/');
-        self.exclude.excludes(Path::new(OsStr::from_bytes(&path)), is_directory)
+        self.exclude
+            .excludes(Path::new(OsStr::from_bytes(&path)), is_directory)
     }
 }

@@ -9,12 +9,13 @@ use super::nodes::Place;
 use super::seen::Seen;
 use super::types::Inspected;
 use super::{ATTEMPTS_MAX, Backing, broken, errno};
+use crate::journal::Operation;
 use crate::model::{FileId, Name, RESERVED_NAME};
 use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;
 
 /// How many directories wait for a walk before the whole tree does.
@@ -24,11 +25,14 @@ const UNWALKED_MAX: usize = 64 * 1024;
 #[derive(Default)]
 pub(super) struct Unwalked {
     directories: Mutex<HashSet<FileId>>,
+    pushed: AtomicU64,
     notify: Arc<Notify>,
 }
 
 impl Unwalked {
     pub(super) fn push(&self, id: FileId) {
+        // Counted first: who compares counts must not miss one that can be taken already.
+        self.pushed.fetch_add(1, Ordering::AcqRel);
         let mut directories = self.directories.lock();
         if directories.len() >= UNWALKED_MAX {
             directories.clear();
@@ -78,6 +82,12 @@ impl Backing {
     /// Puts a directory (back) among the unwalked.
     pub fn push_unwalked(&self, directory: FileId) {
         self.unwalked.push(directory);
+    }
+
+    /// How many directories have come to the unwalked ones since the start.
+    #[must_use]
+    pub fn unwalked_pushed(&self) -> u64 {
+        self.unwalked.pushed.load(Ordering::Acquire)
     }
 
     /// Wakes when there is something unwalked.
@@ -135,7 +145,12 @@ impl Backing {
             self.begin().compare(id, 0);
         }
         self.nodes.set_verified(id, self.walk_number());
-        Ok(Inspected { id, is_directory: true, was_new: false, suspect })
+        Ok(Inspected {
+            id,
+            is_directory: true,
+            was_new: false,
+            suspect,
+        })
     }
 
     /// Puts an object of the known tree into the dirty map as a whole, whatever its stamp says:
@@ -184,10 +199,13 @@ impl Backing {
         }
         self.nodes.set_excluded(id, false);
         let walk = self.walk_number();
-        let verified = self.nodes.view(id).is_some_and(|node| node.verified == walk);
+        let verified = self
+            .nodes
+            .view(id)
+            .is_some_and(|node| node.verified == walk);
         let mut suspect = false;
         if !self.has_known_name(id)? {
-            operation.discovered(id, &seen.stamp, seen.size());
+            self.discover(&operation, id, seen)?;
             suspect = true;
         } else if !verified && !self.is_unchanged(id, seen)? {
             operation.compare(id, seen.size());
@@ -199,7 +217,28 @@ impl Backing {
             operation.bind(*parent, name, id);
         }
         self.nodes.set_verified(id, walk);
-        Ok(Some(Inspected { id, is_directory: seen.is_directory(), was_new, suspect }))
+        Ok(Some(Inspected {
+            id,
+            is_directory: seen.is_directory(),
+            was_new,
+            suspect,
+        }))
+    }
+
+    /// Everything about an object that the known tree lacks is dirty.
+    pub(super) fn discover(
+        &self,
+        operation: &Operation<'_>,
+        id: FileId,
+        seen: &Seen,
+    ) -> io::Result<()> {
+        // Its other names are found by its inode; unless the index has it, which has that too.
+        let many = !seen.is_directory() && seen.links() > 1 && seen.at_home;
+        if many && !self.journal.known_object(id).map_err(broken)? {
+            operation.created(id, &seen.stamp, seen.links());
+        }
+        operation.discovered(id, seen.size());
+        Ok(())
     }
 
     /// Whether the known tree has the object. One that only lost its last name in it is as good
@@ -214,7 +253,9 @@ impl Backing {
     /// Whether the index proves that nothing has touched an object. One that is not in the index
     /// is new in this or the sealed epoch, which has all of it.
     fn is_unchanged(&self, id: FileId, seen: &Seen) -> io::Result<bool> {
-        let Some(record) = self.index.object(id).map_err(broken)? else { return Ok(true) };
+        let Some(record) = self.index.object(id).map_err(broken)? else {
+            return Ok(true);
+        };
         Ok(record.stamp == seen.stamp
             && record.stamp.ctime != crate::model::Timestamp::default()
             && record.object.size == seen.size()
@@ -228,7 +269,9 @@ impl Backing {
         let mut way: Vec<Place> = Vec::new();
         let mut at = id;
         while at != FileId::ROOT {
-            let Some(node) = self.nodes.view(at) else { break };
+            let Some(node) = self.nodes.view(at) else {
+                break;
+            };
             if node.excluded || node.verified == walk {
                 break;
             }
@@ -236,7 +279,9 @@ impl Backing {
                 self.nodes.set_verified(at, walk);
                 break;
             }
-            let Some((parent, name)) = self.nodes.place(at) else { break };
+            let Some((parent, name)) = self.nodes.place(at) else {
+                break;
+            };
             way.push((parent, name));
             at = parent;
         }
@@ -256,5 +301,8 @@ impl Backing {
 
 /// Whether an error says that the object is not there any more.
 pub(super) fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE | libc::ENOTDIR))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOENT | libc::ESTALE | libc::ENOTDIR)
+    )
 }

@@ -21,12 +21,17 @@ pub(super) struct Held<'a> {
 
 impl Locks {
     pub(super) fn new() -> Locks {
-        Locks { stripes: (0..STRIPES).map(|_| Mutex::new(())).collect() }
+        Locks {
+            stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
+        }
     }
 
     /// Locks the objects, at most [`HELD_MAX`]. A thread never calls this while it holds some.
     pub(super) fn lock(&self, ids: &[FileId]) -> Held<'_> {
-        assert!(ids.len() <= HELD_MAX, "an operation locks at most {HELD_MAX} objects");
+        assert!(
+            ids.len() <= HELD_MAX,
+            "an operation locks at most {HELD_MAX} objects"
+        );
         let mut wanted = [usize::MAX; HELD_MAX];
         for (slot, id) in wanted.iter_mut().zip(ids) {
             *slot = usize::try_from(id.0 % STRIPES as u64).unwrap_or(0);

@@ -139,7 +139,14 @@ impl Backing {
             walked: AtomicBool::new(false),
             changes: AtomicU64::new(0),
         });
-        backing.enter(FileId::ROOT, &Arrival { seen: &seen, place: None, excluded: false });
+        backing.enter(
+            FileId::ROOT,
+            &Arrival {
+                seen: &seen,
+                place: None,
+                excluded: false,
+            },
+        );
         durability::start_flusher(&backing)?;
         Ok(backing)
     }
@@ -214,14 +221,25 @@ impl Backing {
             return Err(errno(libc::EPERM));
         }
         let too_long = name.len() > crate::limits::NAME_BYTES_MAX;
-        let error = if too_long { libc::ENAMETOOLONG } else { libc::EINVAL };
+        let error = if too_long {
+            libc::ENAMETOOLONG
+        } else {
+            libc::EINVAL
+        };
         Name::try_from(name).map_err(|_| errno(error))
     }
 
     /// Enters an object that was found under a name into the table, with one lookup.
     fn arrive(&self, parent: FileId, name: Name, seen: &Seen) -> io::Result<FileId> {
         let (candidate, excluded) = self.identify(parent, &name, seen)?;
-        Ok(self.enter(candidate, &Arrival { seen, place: Some((parent, name)), excluded }))
+        Ok(self.enter(
+            candidate,
+            &Arrival {
+                seen,
+                place: Some((parent, name)),
+                excluded,
+            },
+        ))
     }
 
     /// Enters an object under the candidate, or under a new id if that has been taken since.

@@ -135,7 +135,9 @@ impl Nodes {
 
     /// The names it was seen under, the likeliest first.
     pub(super) fn places(&self, id: FileId) -> Vec<Place> {
-        let Some(node) = self.nodes.get(&id) else { return Vec::new() };
+        let Some(node) = self.nodes.get(&id) else {
+            return Vec::new();
+        };
         node.place.iter().chain(&node.others).cloned().collect()
     }
 
@@ -166,7 +168,9 @@ impl Nodes {
     /// It has lost a name. If that was the last (`gone`), its inode number means it only as long
     /// as something holds the inode.
     pub(super) fn remove_place(&self, id: FileId, place: &Place, gone: bool) {
-        let Some(mut node) = self.nodes.get_mut(&id) else { return };
+        let Some(mut node) = self.nodes.get_mut(&id) else {
+            return;
+        };
         node.others.retain(|other| other != place);
         if node.place.as_ref() == Some(place) {
             node.place = node.others.pop();
@@ -223,7 +227,9 @@ impl Nodes {
     }
 
     pub(super) fn detach(&self, id: FileId, handle: HandleId) {
-        let Some(mut node) = self.nodes.get_mut(&id) else { return };
+        let Some(mut node) = self.nodes.get_mut(&id) else {
+            return;
+        };
         node.handles.retain(|held| *held != handle);
         let nameless = node.place.is_none() && node.kept.is_none() && node.handles.is_empty();
         let (unused, key) = (node.is_unused(), node.key);
@@ -241,7 +247,9 @@ impl Nodes {
         if id == FileId::ROOT {
             return false;
         }
-        let Some(mut node) = self.nodes.get_mut(&id) else { return false };
+        let Some(mut node) = self.nodes.get_mut(&id) else {
+            return false;
+        };
         node.lookups = node.lookups.saturating_sub(count);
         let (unused, key) = (node.is_unused(), node.key);
         drop(node);

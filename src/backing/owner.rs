@@ -39,7 +39,10 @@ pub(super) fn assume(caller: Caller, umask: u32, privileged: bool) -> io::Result
     if group.is_some() {
         set_group(caller.gid);
     }
-    Ok(Assumed { umask: rustix::process::umask(Mode::from_raw_mode(umask & 0o777)), group })
+    Ok(Assumed {
+        umask: rustix::process::umask(Mode::from_raw_mode(umask & 0o777)),
+        group,
+    })
 }
 
 impl Drop for Assumed {
@@ -85,7 +88,13 @@ pub(super) fn change_owner(
         return Err(errno(libc::EINVAL));
     }
     let (uid, gid) = (uid.map(Uid::from_raw), gid.map(rustix::fs::Gid::from_raw));
-    Ok(rustix::fs::chownat(object, "", uid, gid, AtFlags::EMPTY_PATH)?)
+    Ok(rustix::fs::chownat(
+        object,
+        "",
+        uid,
+        gid,
+        AtFlags::EMPTY_PATH,
+    )?)
 }
 
 /// chmod(2) of what a descriptor stands for; `O_PATH` will do.

@@ -25,7 +25,8 @@ impl Backing {
         length: u64,
     ) -> io::Result<()> {
         let unsupported = || errno(libc::EOPNOTSUPP);
-        let mode = FallocateFlags::from_bits_retain(u32::try_from(mode).map_err(|_| unsupported())?);
+        let mode =
+            FallocateFlags::from_bits_retain(u32::try_from(mode).map_err(|_| unsupported())?);
         let supported =
             FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE;
         if !supported.contains(mode) {
@@ -40,7 +41,11 @@ impl Backing {
         let operation = self.begin();
         let old = self.see_open(&file)?.size();
         if captured {
-            let touched = if zeroes { extent } else { between(old, extent.end().max(old)) };
+            let touched = if zeroes {
+                extent
+            } else {
+                between(old, extent.end().max(old))
+            };
             operation.before_data(id, touched, self).map_err(broken)?;
         }
         let result = rustix::fs::fallocate(&file, mode, offset, length);
@@ -70,7 +75,9 @@ impl Backing {
         offset: u64,
         whence: i32,
     ) -> io::Result<u64> {
-        let file = self.file(id, handle, false).or_else(|_| self.file(id, handle, true))?;
+        let file = self
+            .file(id, handle, false)
+            .or_else(|_| self.file(id, handle, true))?;
         let wanted = match whence {
             libc::SEEK_DATA => SeekFrom::Data(offset),
             libc::SEEK_HOLE => SeekFrom::Hole(offset),

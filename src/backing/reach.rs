@@ -33,12 +33,17 @@ pub(super) struct Descriptors {
 }
 
 fn cache<V>(entries: usize) -> Mutex<LruCache<FileId, V>> {
-    Mutex::new(LruCache::new(NonZeroUsize::new(entries).unwrap_or(NonZeroUsize::MIN)))
+    Mutex::new(LruCache::new(
+        NonZeroUsize::new(entries).unwrap_or(NonZeroUsize::MIN),
+    ))
 }
 
 impl Descriptors {
     pub(super) fn new() -> Descriptors {
-        Descriptors { directories: cache(DIRECTORY_DESCRIPTORS), files: cache(FILE_DESCRIPTORS) }
+        Descriptors {
+            directories: cache(DIRECTORY_DESCRIPTORS),
+            files: cache(FILE_DESCRIPTORS),
+        }
     }
 
     fn directory(&self, id: FileId) -> Option<Arc<OwnedFd>> {
@@ -129,9 +134,7 @@ impl Backing {
     /// Does something that needs a new descriptor.
     pub(super) fn with_descriptors<T>(&self, open: impl Fn() -> io::Result<T>) -> io::Result<T> {
         match open() {
-            Err(error)
-                if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) =>
-            {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
                 self.descriptors.shrink();
                 open()
             }
@@ -159,6 +162,30 @@ impl Backing {
         Ok(places)
     }
 
+    /// Where an object is, relative to the root, for people; as far as it is known.
+    #[must_use]
+    pub fn describe(&self, id: FileId) -> String {
+        let mut parts = Vec::new();
+        let mut at = id;
+        while at != FileId::ROOT && parts.len() < DEPTH_MAX {
+            let place = self
+                .places(at)
+                .ok()
+                .and_then(|places| places.into_iter().next());
+            let Some((parent, name)) = place else {
+                parts.push(format!("(object {at})"));
+                break;
+            };
+            parts.push(name.to_string());
+            at = parent;
+        }
+        if parts.is_empty() {
+            return ".".to_owned();
+        }
+        parts.reverse();
+        parts.join("/")
+    }
+
     /// Whether what was found is the object; ESTALE if another one has taken its name.
     pub(super) fn check(&self, id: FileId, seen: &Seen) -> io::Result<()> {
         let same = match self.nodes.view(id) {
@@ -173,7 +200,11 @@ impl Backing {
                 None => true,
             },
         };
-        if same { Ok(()) } else { Err(errno(libc::ESTALE)) }
+        if same {
+            Ok(())
+        } else {
+            Err(errno(libc::ESTALE))
+        }
     }
 
     /// The descriptor (`O_PATH`) of a directory.
@@ -209,8 +240,12 @@ impl Backing {
             let mut found = Err(errno(libc::ESTALE));
             for (number, (parent, name)) in places.iter().enumerate() {
                 if number > 0 {
-                    let Some(left) = fallbacks.checked_sub(1) else { break };
-                    let Ok(other) = self.directory_within(*parent, left) else { continue };
+                    let Some(left) = fallbacks.checked_sub(1) else {
+                        break;
+                    };
+                    let Ok(other) = self.directory_within(*parent, left) else {
+                        continue;
+                    };
                     descriptor = other;
                 }
                 found = self.open_directory_at(&descriptor, name, at);
@@ -241,7 +276,11 @@ impl Backing {
         if let Some(file) = self.open_anyway(id, |_| true) {
             return Ok(Reached::File(file));
         }
-        if self.nodes.view(id).is_some_and(|node| node.kind == Kind::Directory) {
+        if self
+            .nodes
+            .view(id)
+            .is_some_and(|node| node.kind == Kind::Directory)
+        {
             return self.directory(id).map(Reached::Held);
         }
         match self.open_by_name(id, OFlags::PATH) {
@@ -257,8 +296,12 @@ impl Backing {
         suits: impl Fn(&super::handles::Handle) -> bool,
     ) -> Option<Arc<File>> {
         let handles = self.nodes.handles(id);
-        let mut handles = handles.into_iter().filter_map(|handle| self.handles.get(handle));
-        handles.find(|handle| suits(handle)).map(|handle| Arc::clone(&handle.file))
+        let mut handles = handles
+            .into_iter()
+            .filter_map(|handle| self.handles.get(handle));
+        handles
+            .find(|handle| suits(handle))
+            .map(|handle| Arc::clone(&handle.file))
     }
 
     /// Opens an object by the first of its names that still holds it.

@@ -78,7 +78,11 @@ impl Backing {
             operation.before_unlink(id, last, self).map_err(broken)?;
         }
         self.keep_removed(id, directory, name.as_bytes(), last);
-        let flags = if seen.is_directory() { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        let flags = if seen.is_directory() {
+            AtFlags::REMOVEDIR
+        } else {
+            AtFlags::empty()
+        };
         if let Err(error) = rustix::fs::unlinkat(directory, name.as_bytes(), flags) {
             self.nodes.unkeep(id);
             return Err(error.into());

@@ -61,7 +61,9 @@ impl<'a> End<'a> {
     /// Whether an object of this kind is not mirrored under the name.
     fn excludes(&self, seen: &Seen) -> bool {
         self.parent_excluded
-            || self.backing.name_excluded(self.place.0, &self.place.1, seen.is_directory())
+            || self
+                .backing
+                .name_excluded(self.place.0, &self.place.1, seen.is_directory())
     }
 }
 
@@ -90,7 +92,9 @@ impl Backing {
         for _ in 0..ATTEMPTS_MAX {
             let source = End::new(self, &from)?;
             let target = End::new(self, &to)?;
-            let Some((moved, _)) = source.found else { return Err(errno(libc::ENOENT)) };
+            let Some((moved, _)) = source.found else {
+                return Err(errno(libc::ENOENT));
+            };
             self.settle(moved)?;
             let mut locked = vec![parent, new_parent, moved];
             if let Some((other, seen)) = &target.found {
@@ -106,7 +110,11 @@ impl Backing {
             self.rename_locked(&source, &target, flags)?;
             drop(held);
             self.name_changed(parent)?;
-            return if parent == new_parent { Ok(()) } else { self.name_changed(new_parent) };
+            return if parent == new_parent {
+                Ok(())
+            } else {
+                self.name_changed(new_parent)
+            };
         }
         Err(errno(libc::EBUSY))
     }
@@ -122,16 +130,24 @@ impl Backing {
             let (old, new) = (source.directory.as_fd(), target.directory.as_fd());
             Ok::<_, io::Error>(rustix::fs::renameat_with(old, from, new, to, flags)?)
         };
-        let Some((moved, seen)) = &source.found else { return Err(errno(libc::ENOENT)) };
+        let Some((moved, seen)) = &source.found else {
+            return Err(errno(libc::ENOENT));
+        };
         let exchange = flags.contains(RenameFlags::EXCHANGE);
-        if target.found.as_ref().is_some_and(|(other, _)| other == moved) {
+        if target
+            .found
+            .as_ref()
+            .is_some_and(|(other, _)| other == moved)
+        {
             // Two names of one object, or the same name: POSIX wants nothing to happen.
             return act();
         }
         let operation = self.begin();
         for end in [source, target] {
             if !end.parent_excluded {
-                operation.before_attributes(end.place.0, self).map_err(broken)?;
+                operation
+                    .before_attributes(end.place.0, self)
+                    .map_err(broken)?;
             }
         }
         self.before_move(&operation, *moved, seen, source, target)?;
@@ -197,7 +213,9 @@ impl Backing {
     ) -> io::Result<()> {
         let last = seen.is_directory() || seen.links() <= 1;
         if !at.excludes(seen) {
-            operation.before_unlink(victim, last, self).map_err(broken)?;
+            operation
+                .before_unlink(victim, last, self)
+                .map_err(broken)?;
         }
         self.keep_removed(victim, at.directory.as_fd(), at.place.1.as_bytes(), last);
         Ok(())

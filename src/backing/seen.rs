@@ -47,7 +47,11 @@ impl Seen {
             _ => return Err(io::Error::from_raw_os_error(libc::EIO)),
         };
         let has_birth = found.stx_mask & StatxFlags::BTIME.bits() != 0;
-        let birth = if has_birth { timestamp(found.stx_btime) } else { Timestamp::default() };
+        let birth = if has_birth {
+            timestamp(found.stx_btime)
+        } else {
+            Timestamp::default()
+        };
         let device = device_of(found);
         let at_home = device == home || home == 0;
         // Inode numbers are small; those of another file system are moved out of their way.
@@ -69,8 +73,16 @@ impl Seen {
             birth,
         };
         Ok(Seen {
-            key: if at_home { found.stx_ino } else { found.stx_ino ^ foreign },
-            stamp: Stamp { inode: found.stx_ino, birth, ctime: attr.ctime },
+            key: if at_home {
+                found.stx_ino
+            } else {
+                found.stx_ino ^ foreign
+            },
+            stamp: Stamp {
+                inode: found.stx_ino,
+                birth,
+                ctime: attr.ctime,
+            },
             at_home,
             attr,
         })
@@ -79,7 +91,12 @@ impl Seen {
     /// The device number of an open object, as `home` above.
     pub(super) fn device(fd: impl AsFd) -> io::Result<u64> {
         let flags = AtFlags::EMPTY_PATH;
-        Ok(device_of(&rustix::fs::statx(fd, Path::new(""), flags, StatxFlags::INO)?))
+        Ok(device_of(&rustix::fs::statx(
+            fd,
+            Path::new(""),
+            flags,
+            StatxFlags::INO,
+        )?))
     }
 
     /// As the attributes of `id`.
@@ -96,7 +113,11 @@ impl Seen {
     }
 
     pub(super) fn size(&self) -> u64 {
-        if self.attr.kind == Kind::File { self.attr.size } else { 0 }
+        if self.attr.kind == Kind::File {
+            self.attr.size
+        } else {
+            0
+        }
     }
 
     pub(super) fn links(&self) -> u32 {
@@ -131,7 +152,9 @@ impl Seen {
 
     /// Whether both are the same object of the real tree.
     pub(super) fn is_same(&self, other: &Seen) -> bool {
-        self.key == other.key && self.stamp.birth == other.stamp.birth && self.kind() == other.kind()
+        self.key == other.key
+            && self.stamp.birth == other.stamp.birth
+            && self.kind() == other.kind()
     }
 }
 
@@ -140,5 +163,8 @@ fn device_of(found: &Statx) -> u64 {
 }
 
 fn timestamp(time: StatxTimestamp) -> Timestamp {
-    Timestamp { secs: time.tv_sec, nanos: time.tv_nsec }
+    Timestamp {
+        secs: time.tv_sec,
+        nanos: time.tv_nsec,
+    }
 }

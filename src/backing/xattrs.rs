@@ -77,9 +77,11 @@ impl Backing {
     /// # Errors
     /// Those of removexattr(2).
     pub fn removexattr(&self, id: FileId, name: &OsStr) -> io::Result<()> {
-        self.change_xattr(id, false, |object| match rustix::fs::fremovexattr(object, name) {
-            Err(Errno::BADF) => rustix::fs::removexattr(proc_path(object), name),
-            removed => removed,
+        self.change_xattr(id, false, |object| {
+            match rustix::fs::fremovexattr(object, name) {
+                Err(Errno::BADF) => rustix::fs::removexattr(proc_path(object), name),
+                removed => removed,
+            }
         })
     }
 
