@@ -186,7 +186,7 @@ impl Backing {
             operation.before_attributes(parent, self).map_err(broken)?;
         }
         let opened = {
-            let _assumed = assume(birth.caller, birth.umask, self.privileged)?;
+            let _assumed = assume(birth.caller, birth.umask, self.privileged);
             (birth.act)(directory.as_fd(), name)?
         };
         let finished = self.finish_birth(birth, directory.as_fd(), opened.as_ref());

@@ -57,7 +57,7 @@ impl Backing {
                 kill_suidgid: true,
                 ..Default::default()
             };
-            self.setattr(id, Some(handle), &set)
+            self.setattr(id, None, &set)
                 .inspect_err(|_| self.release(handle))?;
         }
         Ok(handle)
@@ -194,9 +194,6 @@ impl Backing {
             operation.before_data(id, extent, self).map_err(broken)?;
         }
         let written = write_full(&file, offset, data);
-        if how.kill_suidgid && self.privileged {
-            self.drop_privileges(file.as_fd(), None)?;
-        }
         if captured {
             // A write that failed may have changed some bytes all the same.
             let changed = written
@@ -204,8 +201,13 @@ impl Backing {
                 .map_or(extent.length, |&count| count as u64);
             operation.data(id, Extent::new(offset, changed));
         }
+        let dropped = match how.kill_suidgid && self.privileged {
+            true => self.drop_privileges(file.as_fd(), None),
+            false => Ok(()),
+        };
         drop((operation, held));
         let written = written.inspect_err(|error| self.sync_write_failed(id, handle, error))?;
+        dropped?;
         self.wrote(id, &file)?;
         Ok(written)
     }

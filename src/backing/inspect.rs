@@ -86,7 +86,7 @@ impl Backing {
 
     /// How many directories have come to the unwalked ones since the start.
     #[must_use]
-    pub fn unwalked_pushed(&self) -> u64 {
+    pub fn discovered(&self) -> u64 {
         self.unwalked.pushed.load(Ordering::Acquire)
     }
 

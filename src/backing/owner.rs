@@ -7,6 +7,7 @@
 
 use super::errno;
 use super::types::Caller;
+use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::{AtFlags, Mode, Uid};
 use rustix::thread::UnshareFlags;
 use std::cell::Cell;
@@ -17,32 +18,40 @@ use std::os::fd::{AsFd, BorrowedFd};
 pub(super) const SPECIAL: u32 = libc::S_ISUID | libc::S_ISGID;
 
 thread_local! {
-    static OWN_UMASK: Cell<bool> = const { Cell::new(false) };
+    // Whether the umask is this thread's own; none: not yet tried.
+    static OWN_UMASK: Cell<Option<bool>> = const { Cell::new(None) };
 }
+
+/// Where a thread may not have a umask of its own (some containers), one creates at a time.
+static SHARED_UMASK: Mutex<()> = Mutex::new(());
 
 /// Undoes at the end what [`assume`] has set.
 pub(super) struct Assumed {
     umask: Mode,
     group: Option<u32>,
+    _alone: Option<MutexGuard<'static, ()>>,
 }
 
 /// Makes this thread create under a umask and, if privileged, as a member of the caller's group.
-pub(super) fn assume(caller: Caller, umask: u32, privileged: bool) -> io::Result<Assumed> {
-    if !OWN_UMASK.get() {
+pub(super) fn assume(caller: Caller, umask: u32, privileged: bool) -> Assumed {
+    let own_umask = OWN_UMASK.get().unwrap_or_else(|| {
         // SAFETY: only the umask and the working directory become the thread's own; descriptors
         // stay shared. Nothing here depends on the working directory.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
-        OWN_UMASK.set(true);
-    }
-    let own = rustix::process::getegid().as_raw();
-    let group = (privileged && caller.gid != own).then_some(own);
+        let own = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }.is_ok();
+        OWN_UMASK.set(Some(own));
+        own
+    });
+    let alone = (!own_umask).then(|| SHARED_UMASK.lock());
+    let group = rustix::process::getegid().as_raw();
+    let group = (privileged && caller.gid != group).then_some(group);
     if group.is_some() {
         set_group(caller.gid);
     }
-    Ok(Assumed {
+    Assumed {
         umask: rustix::process::umask(Mode::from_raw_mode(umask & 0o777)),
         group,
-    })
+        _alone: alone,
+    }
 }
 
 impl Drop for Assumed {

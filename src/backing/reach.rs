@@ -7,7 +7,7 @@ use super::seen::Seen;
 use super::types::Kind;
 use super::{Backing, broken, errno};
 use crate::limits::{DIRECTORY_DESCRIPTORS, FILE_DESCRIPTORS};
-use crate::model::{FileId, Name};
+use crate::model::FileId;
 use lru::LruCache;
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
@@ -162,32 +162,8 @@ impl Backing {
         Ok(places)
     }
 
-    /// Where an object is, relative to the root, for people; as far as it is known.
-    #[must_use]
-    pub fn describe(&self, id: FileId) -> String {
-        let mut parts = Vec::new();
-        let mut at = id;
-        while at != FileId::ROOT && parts.len() < DEPTH_MAX {
-            let place = self
-                .places(at)
-                .ok()
-                .and_then(|places| places.into_iter().next());
-            let Some((parent, name)) = place else {
-                parts.push(format!("(object {at})"));
-                break;
-            };
-            parts.push(name.to_string());
-            at = parent;
-        }
-        if parts.is_empty() {
-            return ".".to_owned();
-        }
-        parts.reverse();
-        parts.join("/")
-    }
-
-    /// Whether what was found is the object; ESTALE if another one has taken its name.
-    pub(super) fn check(&self, id: FileId, seen: &Seen) -> io::Result<()> {
+    /// Whether what was found under a name is the object; ESTALE if another one has taken it.
+    pub(super) fn check(&self, id: FileId, place: &Place, seen: &Seen) -> io::Result<()> {
         let same = match self.nodes.view(id) {
             Some(node) => {
                 node.key == seen.key && node.birth == seen.stamp.birth && node.kind == seen.kind()
@@ -196,8 +172,14 @@ impl Backing {
                 Some(record) if record.stamp.inode != 0 => {
                     record.stamp.inode == seen.stamp.inode && seen.may_be(&record.object.fixed)
                 }
-                Some(record) => seen.may_be(&record.object.fixed),
-                None => true,
+                // Its inode is not written down anywhere. Without locks its name may have moved
+                // between a look at the known tree and the open; then it is not known any more.
+                _ => {
+                    self.journal
+                        .known_child(place.0, &place.1)
+                        .map_err(broken)?
+                        == Some(id)
+                }
             },
         };
         if same {
@@ -238,17 +220,17 @@ impl Backing {
         };
         while let Some((at, places)) = way.pop() {
             let mut found = Err(errno(libc::ESTALE));
-            for (number, (parent, name)) in places.iter().enumerate() {
+            for (number, place) in places.iter().enumerate() {
                 if number > 0 {
                     let Some(left) = fallbacks.checked_sub(1) else {
                         break;
                     };
-                    let Ok(other) = self.directory_within(*parent, left) else {
+                    let Ok(other) = self.directory_within(place.0, left) else {
                         continue;
                     };
                     descriptor = other;
                 }
-                found = self.open_directory_at(&descriptor, name, at);
+                found = self.open_directory_at(&descriptor, place, at);
                 if found.is_ok() {
                     break;
                 }
@@ -259,11 +241,16 @@ impl Backing {
         Ok(descriptor)
     }
 
-    fn open_directory_at(&self, parent: &OwnedFd, name: &Name, id: FileId) -> io::Result<OwnedFd> {
+    fn open_directory_at(
+        &self,
+        parent: &OwnedFd,
+        place: &Place,
+        id: FileId,
+    ) -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
-        let found = self.open_at(parent, name.as_bytes(), flags, Mode::empty());
+        let found = self.open_at(parent, place.1.as_bytes(), flags, Mode::empty());
         let found = found.map_err(missing_is_stale)?;
-        self.check(id, &Seen::open(&found, self.home)?)?;
+        self.check(id, place, &Seen::open(&found, self.home)?)?;
         Ok(found)
     }
 
@@ -307,10 +294,10 @@ impl Backing {
     /// Opens an object by the first of its names that still holds it.
     pub(super) fn open_by_name(&self, id: FileId, flags: OFlags) -> io::Result<OwnedFd> {
         let mut last = errno(libc::ESTALE);
-        for (parent, name) in self.places(id)? {
-            let opened = self.directory(parent).and_then(|directory| {
-                let found = self.open_at(&*directory, name.as_bytes(), flags, Mode::empty())?;
-                self.check(id, &Seen::open(&found, self.home)?)?;
+        for place in self.places(id)? {
+            let opened = self.directory(place.0).and_then(|directory| {
+                let found = self.open_at(&*directory, place.1.as_bytes(), flags, Mode::empty())?;
+                self.check(id, &place, &Seen::open(&found, self.home)?)?;
                 Ok(found)
             });
             match opened {
@@ -323,10 +310,10 @@ impl Backing {
 
     /// How an object looks now, at best with one system call.
     pub(super) fn see(&self, id: FileId) -> io::Result<Seen> {
-        if let Some((parent, name)) = self.nodes.place(id)
-            && let Ok(directory) = self.directory(parent)
-            && let Ok(seen) = Seen::entry(&*directory, name.as_bytes(), self.home)
-            && self.check(id, &seen).is_ok()
+        if let Some(place) = self.nodes.place(id)
+            && let Ok(directory) = self.directory(place.0)
+            && let Ok(seen) = Seen::entry(&*directory, place.1.as_bytes(), self.home)
+            && self.check(id, &place, &seen).is_ok()
         {
             return Ok(seen);
         }

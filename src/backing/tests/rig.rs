@@ -404,6 +404,9 @@ impl Rig {
             content.resize(size, 0);
             for extent in view.dirty {
                 let extent = extent.intersection(Extent::new(0, size as u64));
+                if extent.is_empty() {
+                    continue;
+                }
                 let mut bytes = vec![0; usize::try_from(extent.length).expect("small")];
                 let file = self
                     .backing
