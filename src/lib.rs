@@ -6,6 +6,7 @@ pub mod config;
 pub mod control;
 pub mod disk;
 pub mod exclude;
+pub mod journal;
 pub mod limits;
 pub mod model;
 pub mod plan;
