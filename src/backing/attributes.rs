@@ -130,7 +130,7 @@ impl Backing {
     pub fn readlink(&self, id: FileId) -> io::Result<Vec<u8>> {
         let link = self.open_by_name(id, OFlags::PATH).or_else(|error| {
             let kept = self.nodes.kept(id).ok_or(error)?;
-            Ok::<_, io::Error>(kept.try_clone()?)
+            kept.try_clone()
         })?;
         match rustix::fs::readlinkat(link, "", Vec::new()) {
             Ok(target) => Ok(target.into_bytes()),

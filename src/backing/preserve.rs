@@ -83,6 +83,6 @@ impl Preserve for Backing {
     }
 
     fn descriptor(&self, id: FileId) -> io::Result<OwnedFd> {
-        Ok(self.file_to_preserve(id)?.as_fd().try_clone_to_owned()?)
+        self.file_to_preserve(id)?.as_fd().try_clone_to_owned()
     }
 }

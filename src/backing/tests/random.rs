@@ -86,23 +86,11 @@ impl Both {
         self.plain.path().join(path)
     }
 
-    fn step(&mut self, step: &Step) -> (io::Result<()>, io::Result<()>) {
+    fn step(&self, step: &Step) -> (io::Result<()>, io::Result<()>) {
         use std::fs;
-        use std::os::unix::fs::{FileExt, PermissionsExt};
+        use std::os::unix::fs::FileExt;
         let rig = self.rig();
         let backing = &rig.backing;
-        let to_file = |path: &str| {
-            fs::File::options()
-                .write(true)
-                .read(true)
-                .open(self.path(path))
-        };
-        // The kernel sends data operations for regular files only; nor does it follow links here.
-        let is_file = |path: &str| {
-            self.path(path)
-                .symlink_metadata()
-                .is_ok_and(|m| m.is_file())
-        };
         match step {
             Step::Make(path, byte) => (
                 rig.make(path, &[*byte; 100]).map(drop),
@@ -129,54 +117,33 @@ impl Both {
                 rig.link(from, to),
                 fs::hard_link(self.path(from), self.path(to)),
             ),
-            Step::Write(path, offset, count, byte) if is_file(path) => {
+            _ => self.data_step(step),
+        }
+    }
+
+    fn data_step(&self, step: &Step) -> (io::Result<()>, io::Result<()>) {
+        use std::fs;
+        use std::os::unix::fs::{FileExt, PermissionsExt};
+        let rig = self.rig();
+        let backing = &rig.backing;
+        match step {
+            Step::Write(path, offset, count, byte) if self.is_file(path) => {
                 let data = vec![*byte; usize::from(*count)];
                 (
                     rig.write(path, u64::from(*offset), &data).map(drop),
-                    to_file(path).and_then(|f| f.write_all_at(&data, u64::from(*offset))),
+                    self.to_file(path)
+                        .and_then(|f| f.write_all_at(&data, u64::from(*offset))),
                 )
             }
-            Step::Cut(path, size) if is_file(path) => {
+            Step::Cut(path, size) if self.is_file(path) => {
                 let set = SetAttr {
                     size: Some(u64::from(*size)),
                     ..SetAttr::default()
                 };
                 (
                     rig.set(path, set).map(drop),
-                    to_file(path).and_then(|f| f.set_len(u64::from(*size))),
+                    self.to_file(path).and_then(|f| f.set_len(u64::from(*size))),
                 )
-            }
-            Step::Punch(path, offset, count) if is_file(path) => {
-                let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-                let (offset, count) = (u64::from(*offset), u64::from(*count));
-                let plain = to_file(path).and_then(|file| {
-                    let mode = rustix::fs::FallocateFlags::from_bits_retain(mode as u32);
-                    Ok(rustix::fs::fallocate(file, mode, offset, count)?)
-                });
-                (
-                    rig.on(path, |id| backing.fallocate(id, None, mode, offset, count)),
-                    plain,
-                )
-            }
-            Step::Copy(from, to, at, offset, count) if is_file(from) && is_file(to) => {
-                let (mut at, mut offset) = (u64::from(*at), u64::from(*offset));
-                let ours = rig.on(from, |a| {
-                    rig.on(to, |b| {
-                        backing.copy_file_range(
-                            (a, None, at),
-                            (b, None, offset),
-                            u64::from(*count),
-                            0,
-                        )
-                    })
-                });
-                let plain = to_file(from).and_then(|a| {
-                    let b = to_file(to)?;
-                    let count = *count as usize;
-                    rustix::fs::copy_file_range(a, Some(&mut at), b, Some(&mut offset), count)?;
-                    Ok(())
-                });
-                (ours.map(drop), plain)
             }
             Step::Mode(path, mode) if !self.path(path).is_symlink() => {
                 let set = SetAttr {
@@ -188,6 +155,60 @@ impl Both {
                     rig.set(path, set).map(drop),
                     fs::set_permissions(self.path(path), mode),
                 )
+            }
+            _ => self.range_step(step),
+        }
+    }
+
+    fn to_file(&self, path: &str) -> io::Result<std::fs::File> {
+        std::fs::File::options()
+            .write(true)
+            .read(true)
+            .open(self.path(path))
+    }
+
+    /// The kernel sends these for regular files only; nor does it follow links here.
+    fn is_file(&self, path: &str) -> bool {
+        self.path(path)
+            .symlink_metadata()
+            .is_ok_and(|m| m.is_file())
+    }
+
+    fn range_step(&self, step: &Step) -> (io::Result<()>, io::Result<()>) {
+        let rig = self.rig();
+        let backing = &rig.backing;
+        match step {
+            Step::Punch(path, offset, count) if self.is_file(path) => {
+                let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+                let (offset, count) = (u64::from(*offset), u64::from(*count));
+                let plain = self.to_file(path).and_then(|file| {
+                    let mode = rustix::fs::FallocateFlags::from_bits_retain(mode as u32);
+                    Ok(rustix::fs::fallocate(file, mode, offset, count)?)
+                });
+                (
+                    rig.on(path, |id| backing.fallocate(id, None, mode, offset, count)),
+                    plain,
+                )
+            }
+            Step::Copy(from, to, at, offset, count) if self.is_file(from) && self.is_file(to) => {
+                let (mut at, mut offset) = (u64::from(*at), u64::from(*offset));
+                let ours = rig.on(from, |a| {
+                    rig.on(to, |b| {
+                        backing.copy_file_range(
+                            (a, None, at),
+                            (b, None, offset),
+                            u64::from(*count),
+                            0,
+                        )
+                    })
+                });
+                let plain = self.to_file(from).and_then(|a| {
+                    let b = self.to_file(to)?;
+                    let count = *count as usize;
+                    rustix::fs::copy_file_range(a, Some(&mut at), b, Some(&mut offset), count)?;
+                    Ok(())
+                });
+                (ours.map(drop), plain)
             }
             _ => (Ok(()), Ok(())),
         }

@@ -470,12 +470,7 @@ fn journal(state: &Path, index: &Records, epoch: u64, next_id: FileId) -> Arc<Jo
         next_id,
         reserve: Arc::new(|_| Ok(())),
     };
-    let index = Arc::new(index.clone());
-    Arc::new(
-        Journal::start(options, index, journal::Limits::default())
-            .expect("a journal")
-            .0,
-    )
+    Arc::new(Journal::open(options, index.clone()).expect("a journal").0)
 }
 
 fn state_of(object: &Object, content: impl FnOnce() -> Vec<u8>) -> (u32, Vec<u8>) {
