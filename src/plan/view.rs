@@ -2,6 +2,7 @@
 
 use super::PlanError;
 use crate::disk::Snapshot;
+use crate::journal::Sealed;
 use crate::model::{BlockHash, Extent, FileId, Name, Object};
 use crate::records::{self, Records};
 use std::fs::File;
@@ -123,4 +124,42 @@ pub trait EpochView {
     fn delta_base(&self, id: FileId) -> Option<File>;
     /// These bytes need not be saved any more.
     fn read_done(&self, id: FileId, extent: Extent);
+}
+
+impl EpochView for Sealed {
+    fn objects(&self) -> Vec<FileId> {
+        Sealed::objects(self)
+    }
+    fn change(&self, id: FileId) -> Option<Change> {
+        let view = Sealed::change(self, id)?;
+        Some(Change {
+            new: view.new,
+            attributes: view.attributes,
+            xattrs: view.xattrs,
+            dirty: view.dirty,
+            staged: view.staged,
+            replaced: view.replaced,
+        })
+    }
+    fn bindings(&self) -> Vec<(FileId, Name, Option<FileId>)> {
+        Sealed::bindings(self)
+    }
+    fn saved_stat(&self, id: FileId) -> Option<Snapshot> {
+        Sealed::saved_stat(self, id)
+    }
+    fn saved_descriptor(&self, id: FileId) -> Option<File> {
+        Sealed::saved_descriptor(self, id)
+    }
+    fn has_saved(&self, id: FileId, extent: Extent) -> bool {
+        Sealed::has_saved(self, id, extent)
+    }
+    fn patch_saved(&self, id: FileId, extent: Extent, bytes: &mut [u8]) -> io::Result<()> {
+        Sealed::patch_saved(self, id, extent, bytes)
+    }
+    fn delta_base(&self, id: FileId) -> Option<File> {
+        Sealed::delta_base(self, id)
+    }
+    fn read_done(&self, id: FileId, extent: Extent) {
+        Sealed::read_done(self, id, extent);
+    }
 }
