@@ -2,6 +2,7 @@
 //! moments later. `docs/architecture.md` has the path of a change as a table; the modules below
 //! stand in its order.
 
+pub mod backing;
 pub mod config;
 pub mod control;
 pub mod disk;
