@@ -45,6 +45,11 @@ impl Mint {
         FileId(id)
     }
 
+    /// Ids up to this one are in use: what the replica calls its objects.
+    pub fn skip(&self, used: FileId) {
+        self.next.fetch_max(used.0.saturating_add(1), SeqCst);
+    }
+
     fn reserve(&self, id: u64) {
         let _one = self.reserving.lock();
         let reserved = self.reserved.load(SeqCst);

@@ -225,6 +225,11 @@ impl Journal {
         self.mint.mint()
     }
 
+    /// Ids up to this one are in use at the replica, whose records became the index.
+    pub fn skip_ids(&self, used: FileId) {
+        self.mint.skip(used);
+    }
+
     /// The sealed epoch, if there is one.
     pub fn sealed(&self) -> Option<Arc<Sealed>> {
         self.view().sealed

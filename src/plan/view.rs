@@ -2,6 +2,7 @@
 
 use super::PlanError;
 use crate::disk::Snapshot;
+use crate::journal::{ChangeView, Sealed};
 use crate::model::{BlockHash, Extent, FileId, Name, Object};
 use crate::records::{self, Records};
 use std::fs::File;
@@ -81,30 +82,12 @@ impl From<records::Error> for PlanError {
     }
 }
 
-/// What changed about an object in a sealed epoch.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Change {
-    /// It was created or first seen in the epoch: everything about it is a change. Of its
-    /// content, what is in `dirty` and `staged` is all there is besides zeros.
-    pub new: bool,
-    /// Its attributes may have changed.
-    pub attributes: bool,
-    /// Its extended attributes may have changed.
-    pub xattrs: bool,
-    /// The content that may have changed and was not staged since; may reach past the end.
-    pub dirty: Vec<Extent>,
-    /// The content that was staged.
-    pub staged: Vec<Extent>,
-    /// The file whose name it took over.
-    pub replaced: Option<FileId>,
-}
-
 /// A sealed epoch.
 pub trait EpochView {
     /// The objects that it changes, in order.
     fn objects(&self) -> Vec<FileId>;
     /// What changed about an object.
-    fn change(&self, id: FileId) -> Option<Change>;
+    fn change(&self, id: FileId) -> Option<ChangeView>;
     /// The names that it binds.
     fn bindings(&self) -> Vec<(FileId, Name, Option<FileId>)>;
     /// An object as it was at the seal, if it was changed since.
@@ -123,4 +106,34 @@ pub trait EpochView {
     fn delta_base(&self, id: FileId) -> Option<File>;
     /// These bytes need not be saved any more.
     fn read_done(&self, id: FileId, extent: Extent);
+}
+
+impl EpochView for Sealed {
+    fn objects(&self) -> Vec<FileId> {
+        Sealed::objects(self)
+    }
+    fn change(&self, id: FileId) -> Option<ChangeView> {
+        Sealed::change(self, id)
+    }
+    fn bindings(&self) -> Vec<(FileId, Name, Option<FileId>)> {
+        Sealed::bindings(self)
+    }
+    fn saved_stat(&self, id: FileId) -> Option<Snapshot> {
+        Sealed::saved_stat(self, id)
+    }
+    fn saved_descriptor(&self, id: FileId) -> Option<File> {
+        Sealed::saved_descriptor(self, id)
+    }
+    fn has_saved(&self, id: FileId, extent: Extent) -> bool {
+        Sealed::has_saved(self, id, extent)
+    }
+    fn patch_saved(&self, id: FileId, extent: Extent, bytes: &mut [u8]) -> io::Result<()> {
+        Sealed::patch_saved(self, id, extent, bytes)
+    }
+    fn delta_base(&self, id: FileId) -> Option<File> {
+        Sealed::delta_base(self, id)
+    }
+    fn read_done(&self, id: FileId, extent: Extent) {
+        Sealed::read_done(self, id, extent);
+    }
 }
