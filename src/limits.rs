@@ -59,11 +59,33 @@ pub const SAVED_DESCRIPTORS_MAX: usize = 512;
 /// How many descriptors of replaced files are held as a base for a delta.
 pub const BASE_DESCRIPTORS_MAX: usize = 64;
 
+/// The largest replaced file that a delta is made against, in bytes.
+pub const DELTA_BASE_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
+/// How many blocks of a replaced file are looked up; a large file has larger ones.
+pub const DELTA_BLOCKS_MAX: u64 = 256 * 1024;
+
 /// How many extents one file may have in the dirty map before the closest are joined.
 pub const FILE_EXTENTS_MAX: usize = 1024;
 
 /// How many indexed files may be in the hot set (in-place writes whose intent is durable).
 pub const HOT_FILES_MAX: usize = 4096;
+
+/// How old the last in-place write to a file must be before it may leave the hot set, besides
+/// that its epoch is committed: the kernel has written its pages and its ctime back by then
+/// (`dirty_expire_centisecs` is 30 s, the flusher runs every 5 s).
+pub const HOT_SETTLE: Duration = Duration::from_secs(60);
+
+/// How often a hot set that a failing state disk did not take is tried again.
+pub const HOT_RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// The smallest and the largest file that is kept as a base for a delta, in bytes.
+pub const BASE_BYTES_MIN: u64 = 4096;
+/// See [`BASE_BYTES_MIN`].
+pub const BASE_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
+/// How many file ids are reserved on disk at once.
+pub const FILE_IDS_RESERVED: u64 = 65536;
 
 /// How many directory descriptors the backing directory keeps open.
 pub const DIRECTORY_DESCRIPTORS: usize = 512;
@@ -79,6 +101,9 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long a link may be silent before it is taken for dead.
 pub const LINK_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How many ids of epochs are made durable at once, before they are used.
+pub const IDS_RESERVED: u64 = 1024;
 
 /// How many bytes of its pages a database of records keeps in memory.
 pub const RECORDS_CACHE_BYTES: usize = 64 * 1024 * 1024;
@@ -147,5 +172,7 @@ const _: () = assert!(FRAGMENT_BYTES_MAX as usize + MESSAGE_BYTES_MAX < FRAME_BY
 const _: () = assert!(2 * XATTRS_BYTES_MAX + 2 * SYMLINK_BYTES_MAX < MESSAGE_BYTES_MAX);
 const _: () = assert!(BLOCKS_ITEM_MAX * 32 + 4096 < MESSAGE_BYTES_MAX);
 const _: () = assert!(TEXT_BYTES_MAX + 4096 < MESSAGE_BYTES_MAX);
+// Blocks of a base never straddle what is read of it at once.
+const _: () = assert!(DELTA_BASE_BYTES_MAX / DELTA_BLOCKS_MAX <= FRAGMENT_BYTES_MAX);
 const _: () = assert!(PART_OBJECTS < EPOCH_OBJECTS_MAX);
 const _: () = assert!(SEAL_BYTES_MAX <= SAVED_MEMORY_BYTES_MAX + SAVED_DISK_BYTES_MAX);
