@@ -2,9 +2,12 @@
 //! moments later. `docs/architecture.md` has the path of a change as a table; the modules below
 //! stand in its order.
 
+pub mod backing;
 pub mod disk;
 pub mod exclude;
 pub mod limits;
 pub mod model;
+pub mod mount;
+pub mod reconcile;
 pub mod sender;
 pub mod wire;
