@@ -3,11 +3,15 @@
 //! stand in its order.
 
 pub mod backing;
+pub mod config;
+pub mod control;
 pub mod disk;
 pub mod exclude;
 pub mod limits;
 pub mod model;
 pub mod mount;
 pub mod reconcile;
+pub mod records;
 pub mod sender;
+pub mod transport;
 pub mod wire;

@@ -13,6 +13,18 @@ pub const FRAGMENT_BYTES_MAX: u64 = 1024 * 1024;
 /// The largest frame that either side accepts, in bytes, header included.
 pub const FRAME_BYTES_MAX: usize = 2 * 1024 * 1024;
 
+/// The largest message in a frame, in bytes, without the bytes of a fragment beside it.
+pub const MESSAGE_BYTES_MAX: usize = 768 * 1024;
+
+/// How many rows of records one message may have.
+pub const RECORDS_MAX: usize = 4096;
+
+/// How many block hashes one row of records may have.
+pub const BLOCKS_ITEM_MAX: usize = 4096;
+
+/// The longest text for people in a message, in bytes.
+pub const TEXT_BYTES_MAX: usize = 16 * 1024;
+
 /// The longest name of a directory entry, in bytes (`NAME_MAX`).
 pub const NAME_BYTES_MAX: usize = 255;
 
@@ -113,16 +125,72 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a link may be silent before it is taken for dead.
 pub const LINK_DEADLINE: Duration = Duration::from_secs(20);
 
+/// How many bytes of its pages a database of records keeps in memory.
+pub const RECORDS_CACHE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Up to which size a database of records is read as a whole when it is opened, to find damage
+/// that its own start would not. One that was not closed is read in any case.
+pub const RECORDS_CHECK_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// How many rows a change of records holds in memory before it writes them to its transaction.
+pub const RECORDS_ROWS_MAX: usize = 16 * 1024;
+
 /// The first and the longest pause before another attempt to connect.
 pub const RECONNECT_PAUSE_MIN: Duration = Duration::from_millis(200);
 /// See [`RECONNECT_PAUSE_MIN`].
 pub const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(30);
 
+/// How long an attempt to reach a host may take, its name's resolution included.
+pub const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
+
+/// How long one step of an ssh handshake may take (not counting the time a user types).
+pub const SSH_STEP_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long a remote side may take to say why it ended, after the end of its stream.
+pub const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(3);
+
+/// How long a remote shell may take to end once it was asked to.
+pub const REMOTE_SHELL_GRACE: Duration = Duration::from_secs(2);
+
+/// Bytes that an ssh link buffers in each direction.
+pub const SSH_BUFFER_BYTES: usize = 256 * 1024;
+
+/// Bytes that the remote side may send ahead over ssh.
+pub const SSH_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+
+/// How much of the last words of a remote side is kept, in bytes.
+pub const DIAGNOSIS_BYTES_MAX: usize = 4096;
+
+/// The largest file of keys, known hosts or ssh configuration that is read, in bytes.
+pub const CREDENTIAL_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// How many commands may speak to a daemon at a time.
+pub const CONTROL_CLIENTS_MAX: usize = 64;
+
+/// The longest line on the control socket, in bytes.
+pub const CONTROL_LINE_BYTES_MAX: usize = 64 * 1024;
+
+/// How many `fsync`s may wait for the replica at a time; past it they are answered as if their
+/// time had passed.
+pub const REMOTE_WAITERS_MAX: usize = 4096;
+
+/// How long the daemon's log gets before it is rotated, in bytes; one old log is kept.
+pub const LOG_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// How long a drain may take after SIGTERM or SIGINT.
+pub const SIGNAL_DRAIN_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long a drain may take after an unmount that is not `mirrorfs umount`.
+pub const UNMOUNT_DRAIN_DEADLINE: Duration = Duration::from_secs(600);
+
 /// Blocks in the largest fragment, counting one that is cut at each end.
 pub const FRAGMENT_BLOCKS_MAX: usize = (FRAGMENT_BYTES_MAX / BLOCK_BYTES) as usize + 1;
 
 const _: () = assert!(FRAGMENT_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
-const _: () = assert!(FRAGMENT_BYTES_MAX as usize + 4096 < FRAME_BYTES_MAX);
-const _: () = assert!(XATTRS_BYTES_MAX + 8192 < FRAME_BYTES_MAX);
+const _: () = assert!(FRAGMENT_BYTES_MAX as usize + MESSAGE_BYTES_MAX < FRAME_BYTES_MAX);
+// Names and values of xattrs, and at most as much again for their lengths.
+const _: () = assert!(2 * XATTRS_BYTES_MAX + 2 * SYMLINK_BYTES_MAX < MESSAGE_BYTES_MAX);
+const _: () = assert!(BLOCKS_ITEM_MAX * 32 + 4096 < MESSAGE_BYTES_MAX);
+const _: () = assert!(TEXT_BYTES_MAX + 4096 < MESSAGE_BYTES_MAX);
 const _: () = assert!(PART_OBJECTS < EPOCH_OBJECTS_MAX);
 const _: () = assert!(SEAL_BYTES_MAX <= SAVED_MEMORY_BYTES_MAX + SAVED_DISK_BYTES_MAX);

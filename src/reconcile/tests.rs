@@ -3,12 +3,12 @@ use super::walk::{self, Task};
 use super::{Phase, Progress, Start, Walker};
 use crate::backing::Inspected;
 use crate::model::{FileId, Name};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::Notify;
 
 type Directories = BTreeMap<FileId, BTreeMap<Name, FileId>>;
@@ -30,7 +30,6 @@ struct State {
 #[derive(Default)]
 struct Fake {
     state: Mutex<State>,
-    changed: Condvar,
     bell: Arc<Notify>,
 }
 
@@ -158,11 +157,8 @@ impl Tree for Fake {
     fn has_room(&self) -> bool {
         self.state.lock().room != Some(0)
     }
-    fn wait_for_room(&self, deadline: Instant) {
-        self.changed.wait_until(&mut self.state.lock(), deadline);
-    }
     fn walk_begins(&self) {}
-    fn walk_ends(&self) {}
+    fn settled(&self, _walked: bool) {}
     fn describe(&self, directory: FileId) -> String {
         directory.to_string()
     }
@@ -252,7 +248,7 @@ fn a_walk_waits_for_room_and_can_be_stopped_there() {
     let walker = Walker::start(fake.clone(), everything()).unwrap();
     wait_for(&walker, |progress| progress.phase == Phase::WaitingForRoom);
     fake.state.lock().room = None;
-    fake.changed.notify_all();
+    walker.room_made();
     complete(&walker);
     fake.assert_equal();
 }

@@ -4,7 +4,6 @@ use crate::backing::Inspected;
 use crate::model::{FileId, Name};
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
 use tokio::sync::Notify;
 
 /// The names of a real directory, batch by batch; an empty one is the end.
@@ -55,20 +54,18 @@ pub trait Tree: Send + Sync + 'static {
     /// How many directories operations have discovered since the start.
     fn discovered(&self) -> u64;
 
-    /// Rings when one is discovered. Only the walker waits for it.
+    /// Rings when one is discovered, and when the walker is to look up. Only the walker waits
+    /// for it.
     fn bell(&self) -> Arc<Notify>;
 
     /// Whether the open epoch can take more.
     fn has_room(&self) -> bool;
 
-    /// Waits until something of the epochs changes, but not longer than `deadline`.
-    fn wait_for_room(&self, deadline: Instant);
-
     /// A walk over everything begins.
     fn walk_begins(&self);
 
-    /// All that was begun is walked.
-    fn walk_ends(&self);
+    /// Nothing is left to be compared. `walked`: a walk over everything has ended with it.
+    fn settled(&self, walked: bool);
 
     /// Where a directory is, for people.
     fn describe(&self, directory: FileId) -> String;

@@ -14,8 +14,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// How often a walk that waits for room looks whether it was stopped.
-const STOP_INTERVAL: Duration = Duration::from_millis(200);
+/// How often a walk that waits for room looks whether there is some, if nobody tells it.
+const ROOM_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What a walker begins with.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -192,6 +192,11 @@ impl Walker {
         }
         inbox.requests += 1;
         drop(inbox);
+        self.shared.tree.bell().notify_one();
+    }
+
+    /// Tells that the open epoch has room again.
+    pub fn room_made(&self) {
         self.shared.tree.bell().notify_one();
     }
 
@@ -481,10 +486,11 @@ impl Run {
             Phase::Complete
         };
         if phase == Phase::Complete {
-            if std::mem::take(&mut self.walking) {
+            let walked = std::mem::take(&mut self.walking);
+            if walked {
                 self.deep = false;
-                self.shared.tree.walk_ends();
             }
+            self.shared.tree.settled(walked);
             *self.shared.settled.lock() = Some(self.taken);
         }
         let failures = self
@@ -501,6 +507,11 @@ impl Run {
             progress.phase = phase;
             progress.failures = failures;
         });
+        self.bell(until);
+        self.publish(|progress| progress.phase = Phase::Walking);
+    }
+
+    fn bell(&self, until: Option<Instant>) {
         let bell = self.shared.tree.bell();
         self.runtime.block_on(async {
             match until {
@@ -512,7 +523,6 @@ impl Run {
                 None => bell.notified().await,
             }
         });
-        self.publish(|progress| progress.phase = Phase::Walking);
     }
 
     // Waits until the open epoch can take what an inspection may find.
@@ -532,9 +542,7 @@ impl Run {
                 waited = true;
                 self.publish(|progress| progress.phase = Phase::WaitingForRoom);
             }
-            self.shared
-                .tree
-                .wait_for_room(Instant::now() + STOP_INTERVAL);
+            self.bell(Some(Instant::now() + ROOM_INTERVAL));
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::model::{
 use serde::{Deserialize, Serialize};
 
 /// From the primary to the replica. `serde` encodes it; the bytes of a fragment follow its
-/// entry in the same frame (see [`super::Frame`]).
+/// entry in the same frame (see [`super::encode`]).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ToReplica {
     /// The first message: who speaks, and what it expects.
@@ -93,8 +93,9 @@ pub enum ToPrimary {
         /// The file.
         file: FileId,
     },
-    /// Some records; see [`ToReplica::FetchRecords`].
-    Records(Vec<RecordItem>),
+    /// Some records, at most `RECORDS_MAX`, and as many as fit a message (see
+    /// [`RecordItem::weight`]); see [`ToReplica::FetchRecords`].
+    Records(#[serde(deserialize_with = "super::validate::records")] Vec<RecordItem>),
     /// The records are complete: the state after this epoch.
     RecordsEnd {
         /// The epoch whose state they are.
@@ -190,6 +191,32 @@ pub enum RecordItem {
         /// The number of the first.
         first: u64,
         /// The hashes.
+        #[serde(deserialize_with = "super::validate::hashes")]
         hashes: Vec<BlockHash>,
     },
+}
+
+impl RecordItem {
+    /// About how many bytes it takes in a message (never less than it does): lists are cut so
+    /// that their sum stays below `MESSAGE_BYTES_MAX`.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        const FIXED: usize = 96;
+        FIXED
+            + match self {
+                RecordItem::Object { object, .. } => {
+                    let target = match &object.fixed {
+                        crate::model::Fixed::Symlink(target) => target.len(),
+                        _ => 0,
+                    };
+                    let pairs = object.xattrs.iter();
+                    target
+                        + pairs
+                            .map(|(name, value)| name.len() + value.len() + 6)
+                            .sum::<usize>()
+                }
+                RecordItem::Binding { name, .. } => name.as_bytes().len(),
+                RecordItem::Blocks { hashes, .. } => hashes.len() * 32,
+            }
+    }
 }
