@@ -292,6 +292,9 @@ impl Mounted {
     /// # Errors
     /// [`UnmountError::Busy`] names who holds it; never with `lazy`.
     pub fn unmount(&self, lazy: bool) -> Result<(), UnmountError> {
+        if *self.ended.session.lock() != Session::Serving {
+            return Ok(());
+        }
         unmount::unmount(&self.entry, lazy)
     }
 

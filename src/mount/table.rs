@@ -47,6 +47,12 @@ impl MountEntry {
     pub fn is_ours(&self) -> bool {
         self.kind == KIND
     }
+
+    /// Whether both are the same mount, as far as the table tells.
+    #[must_use]
+    pub fn is_same(&self, other: &MountEntry) -> bool {
+        (self.id, self.device, &self.point) == (other.id, other.device, &other.point)
+    }
 }
 
 /// All mounts, in the order of the table (a later one may lie on an earlier one).

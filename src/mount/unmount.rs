@@ -45,14 +45,12 @@ pub(super) fn unmount(mount: &MountEntry, lazy: bool) -> Result<(), UnmountError
         source,
     };
     let listed = table::mounts().map_err(failed)?;
-    if !listed
-        .iter()
-        .any(|entry| entry.id == mount.id && entry.device == mount.device)
-    {
+    // The kernel gives ids and devices to later mounts again.
+    if !listed.iter().any(|entry| entry.is_same(mount)) {
         return Ok(());
     }
     let top = table::resolve(&point).map_err(failed)?.mount;
-    if top.id != mount.id {
+    if !top.is_same(mount) {
         return Err(UnmountError::Covered {
             point,
             by: top.source,

@@ -9,6 +9,7 @@
 //!
 //! A removed directory needs no walk: deletion is derived.
 
+mod mirrored;
 mod source;
 pub mod tree;
 mod walk;
@@ -17,5 +18,6 @@ mod walker;
 #[cfg(test)]
 mod tests;
 
+pub use mirrored::Mirrored;
 pub use source::{Allow, Remembered, SourceRefused, check_source};
 pub use walker::{Failure, Mark, Phase, Progress, Start, Walker, WalkerError};
