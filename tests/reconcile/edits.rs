@@ -20,7 +20,7 @@ fn edited(before: impl FnOnce(&Path), edit: impl FnOnce(&Path)) -> (Primary, Ent
     primary.settle();
     primary.stop();
     // A stamp within one tick of the clock proves nothing; here it shall.
-    std::thread::sleep(std::time::Duration::from_millis(20));
+    primary.let_the_clock_tick();
     primary.start();
     primary.settle();
     primary.stop();
@@ -181,8 +181,15 @@ fn a_tree_that_was_renamed_into_sight_is_walked() {
     primary.settle();
 }
 
+// `PROPTEST_CASES` asks for more.
+fn config() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { default.cases } else { 24 };
+    ProptestConfig { cases, max_shrink_iters: 400, ..default }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 400, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn any_edits_while_nothing_is_mounted(

@@ -118,10 +118,11 @@ impl Primary {
     pub fn start(&mut self) {
         let state = File::open(self.directory.path().join("state")).expect("the state directory");
         let reserved = Arc::clone(&self.reserved);
+        let next_id = *reserved.lock();
         let options = journal::Options {
             directory: state.into(),
             next_epoch: self.epoch.next(),
-            next_id: *reserved.lock(),
+            next_id,
             reserve: Arc::new(move |id| {
                 *reserved.lock() = id;
                 Ok(())
@@ -150,6 +151,18 @@ impl Primary {
     /// The mount ends; what is not shipped is forgotten, as by a crash.
     pub fn stop(&mut self) {
         self.running = None;
+    }
+
+    /// Until what was written so far is older than the clock can tell apart.
+    pub fn let_the_clock_tick(&self) {
+        let probe = || {
+            tempfile::tempfile_in(self.directory.path()).and_then(|file| file.metadata()?.modified())
+        };
+        let first = probe().expect("a file");
+        let passed = || probe().expect("a file").duration_since(first).unwrap_or_default();
+        while passed() < 3 * mirrorfs::disk::tick() {
+            std::thread::yield_now();
+        }
     }
 
     pub fn backing(&self) -> &Backing {
