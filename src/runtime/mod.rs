@@ -1,0 +1,3 @@
+//! The composition root: the only module that sees all.
+
+pub mod ship;
