@@ -14,6 +14,7 @@ pub mod mount;
 pub mod plan;
 pub mod reconcile;
 pub mod records;
+pub mod replica;
 pub mod runtime;
 pub mod sender;
 pub mod state;

@@ -125,7 +125,6 @@ impl Both {
         use std::fs;
         use std::os::unix::fs::{FileExt, PermissionsExt};
         let rig = self.rig();
-        let backing = &rig.backing;
         match step {
             Step::Write(path, offset, count, byte) if self.is_file(path) => {
                 let data = vec![*byte; usize::from(*count)];
