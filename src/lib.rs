@@ -12,6 +12,7 @@ pub mod limits;
 pub mod model;
 pub mod plan;
 pub mod records;
+pub mod replica;
 pub mod runtime;
 pub mod sender;
 pub mod state;
