@@ -8,5 +8,7 @@ pub mod disk;
 pub mod exclude;
 pub mod limits;
 pub mod model;
+pub mod records;
 pub mod sender;
+pub mod transport;
 pub mod wire;

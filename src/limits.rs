@@ -80,10 +80,44 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a link may be silent before it is taken for dead.
 pub const LINK_DEADLINE: Duration = Duration::from_secs(20);
 
+/// How many bytes of its pages a database of records keeps in memory.
+pub const RECORDS_CACHE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Up to which size a database of records is read as a whole when it is opened, to find damage
+/// that its own start would not. One that was not closed is read in any case.
+pub const RECORDS_CHECK_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// How many rows a change of records holds in memory before it writes them to its transaction.
+pub const RECORDS_ROWS_MAX: usize = 16 * 1024;
+
 /// The first and the longest pause before another attempt to connect.
 pub const RECONNECT_PAUSE_MIN: Duration = Duration::from_millis(200);
 /// See [`RECONNECT_PAUSE_MIN`].
 pub const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// How long an attempt to reach a host may take, its name's resolution included.
+pub const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
+
+/// How long one step of an ssh handshake may take (not counting the time a user types).
+pub const SSH_STEP_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long a remote side may take to say why it ended, after the end of its stream.
+pub const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(3);
+
+/// How long a remote shell may take to end once it was asked to.
+pub const REMOTE_SHELL_GRACE: Duration = Duration::from_secs(2);
+
+/// Bytes that an ssh link buffers in each direction.
+pub const SSH_BUFFER_BYTES: usize = 256 * 1024;
+
+/// Bytes that the remote side may send ahead over ssh.
+pub const SSH_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+
+/// How much of the last words of a remote side is kept, in bytes.
+pub const DIAGNOSIS_BYTES_MAX: usize = 4096;
+
+/// The largest file of keys, known hosts or ssh configuration that is read, in bytes.
+pub const CREDENTIAL_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// How many commands may speak to a daemon at a time.
 pub const CONTROL_CLIENTS_MAX: usize = 64;

@@ -5,7 +5,9 @@
 //! order, and a later one of the same kind and key overrides an earlier one; so what is staged
 //! before the seal can simply be sent again when it was changed. Fragments of a file apply in
 //! order of arrival, and the file is then cut or extended to the size that its last
-//! [`Entry::Object`] has.
+//! [`Entry::Object`] has. A hole may reach past that size, to the end of the last block: that is
+//! also how a block gets its new hash when the end of a file is cut off within it. Fragments of
+//! a file that has no name in the end are of no use, and no error.
 //!
 //! Deletion is derived: an object that has no name after the bindings is gone, and a directory
 //! that is gone takes with it what is still named in it.
@@ -48,8 +50,11 @@ pub struct Fragment {
     pub extent: Extent,
     /// Where its bytes come from.
     pub body: Body,
-    /// The hash of each block that the extent touches, as the whole block is after it; empty
-    /// for a hole that covers whole blocks only, whose blocks are all zero.
+    /// The hash of each block that the extent touches; empty for a hole that covers whole blocks
+    /// only, whose blocks are all zero. Of the fragments that touch a block, the last to arrive
+    /// has its hash as the whole block is after all of them, cut at the file's final size; those
+    /// before it may have hashes of states that never were. So blocks are checked when all
+    /// fragments of the file are applied, not one by one.
     pub blocks: Vec<BlockHash>,
 }
 
