@@ -31,9 +31,13 @@ pub struct Args {
 
 pub fn run(args: &Args, verbose: u8) -> Outcome {
     let mut mirror = Registry::read(args.state_dir.as_deref()).find(&args.path)?;
-    let request = Request::Drain { timeout_ms: millis(args.timeout) };
+    let request = Request::Drain {
+        timeout_ms: millis(args.timeout),
+    };
     let mut progress = show::Progress::new();
-    let asked = call(&mirror.state_dir, &request, &mut |status| progress.show(status));
+    let asked = call(&mirror.state_dir, &request, &mut |status| {
+        progress.show(status)
+    });
     let receipt = match asked {
         Ok(Reply::Receipt { receipt }) => receipt,
         Ok(_) => return Err(super::unexpected()),
@@ -47,5 +51,9 @@ pub fn run(args: &Args, verbose: u8) -> Outcome {
         Err(failure) => return Err(failure),
     };
     progress.end();
-    if args.json { print_json(&receipt) } else { print_line(&show::receipt(&receipt)) }
+    if args.json {
+        print_json(&receipt)
+    } else {
+        print_line(&show::receipt(&receipt))
+    }
 }

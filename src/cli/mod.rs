@@ -13,7 +13,7 @@ mod umount;
 mod wait;
 
 use crate::control::{Client, ClientError, Exit, Failure, Reply, Request, Status};
-use crate::runtime::registry::{self, Registry};
+use crate::runtime::registry::Registry;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::Path;
@@ -79,7 +79,9 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 fn parse(arguments: Vec<OsString>) -> Result<(Vec<OsString>, Cli), clap::Error> {
     let arguments = mount_options::from_mount_helper(arguments);
     let cli = parse_once(&arguments)?;
-    let Command::Mount(args) = &cli.command else { return Ok((arguments, cli)) };
+    let Command::Mount(args) = &cli.command else {
+        return Ok((arguments, cli));
+    };
     if args.options.mount_options.is_empty() {
         return Ok((arguments, cli));
     }
@@ -111,7 +113,9 @@ fn ask(path: &Path, state_root: Option<&Path>, request: &Request) -> Result<Repl
     let registry = Registry::read(state_root);
     let mirror = registry.find(path)?;
     let mut progress = show::Progress::new();
-    let reply = call(&mirror.state_dir, request, &mut |status| progress.show(status));
+    let reply = call(&mirror.state_dir, request, &mut |status| {
+        progress.show(status)
+    });
     progress.end();
     reply
 }
@@ -135,9 +139,11 @@ fn client_failure(error: ClientError) -> Failure {
         ClientError::Forbidden(_) | ClientError::Io { .. } | ClientError::Ended(_) => Exit::Failure,
     };
     let next = match &error {
-        ClientError::NoDaemon(_) => "`mirrorfs mount` mounts it again; `mirrorfs drain` ships what \
+        ClientError::NoDaemon(_) => {
+            "`mirrorfs mount` mounts it again; `mirrorfs drain` ships what \
             is left without a mount"
-            .to_owned(),
+                .to_owned()
+        }
         ClientError::Forbidden(_) => "run the command as the user who mounted".to_owned(),
         ClientError::Answer { .. } => {
             "use the mirrorfs program of the same version as the mount".to_owned()
@@ -151,8 +157,11 @@ fn client_failure(error: ClientError) -> Failure {
 
 /// What a daemon answered though it was not asked for it.
 fn unexpected() -> Failure {
-    Failure::new(Exit::Version, "the daemon answered something else than it was asked")
-        .next("use the mirrorfs program of the same version as the mount")
+    Failure::new(
+        Exit::Version,
+        "the daemon answered something else than it was asked",
+    )
+    .next("use the mirrorfs program of the same version as the mount")
 }
 
 /// A timeout as the control socket takes it.

@@ -4,7 +4,6 @@ use super::Outcome;
 use super::options::OptionArgs;
 use crate::control::{Exit, Failure};
 use crate::runtime::{self, MountRequest, ready};
-use clap::FromArgMatches;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -33,12 +32,6 @@ impl Args {
     pub fn augment(command: clap::Command) -> clap::Command {
         <Args as clap::Args>::augment_args(command)
     }
-
-    /// Reads the arguments of `mirrorfs mount` alone.
-    #[cfg(test)]
-    pub fn from_matches(matches: &clap::ArgMatches) -> Result<Args, clap::Error> {
-        <Args as FromArgMatches>::from_arg_matches(matches)
-    }
 }
 
 /// Mounts. The process that the user started asks a child to do everything, and ends when that
@@ -51,7 +44,12 @@ pub fn run(args: Args, arguments: &[OsString], verbose: u8) -> Outcome {
         return ready::in_background(arguments);
     }
     let options = args.options.resolve().map_err(here)?;
-    let state_root = args.options.state_dir.map(std::path::absolute).transpose().map_err(here)?;
+    let state_root = args
+        .options
+        .state_dir
+        .map(std::path::absolute)
+        .transpose()
+        .map_err(here)?;
     let request = MountRequest {
         source: args.source,
         target: args.target,

@@ -5,9 +5,26 @@ use std::path::Path;
 
 /// What mount(8), fstab and systemd say to others, or what is the case anyway.
 const IGNORED: &[&str] = &[
-    "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev",
-    "netdev", "default_permissions", "relatime", "norelatime", "strictatime", "lazytime",
-    "nolazytime", "diratime", "nodiratime", "async",
+    "defaults",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "owner",
+    "group",
+    "nofail",
+    "_netdev",
+    "netdev",
+    "default_permissions",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "lazytime",
+    "nolazytime",
+    "diratime",
+    "nodiratime",
+    "async",
 ];
 /// What becomes a flag of the mount; see `OptionArgs::flags`.
 const FLAGS: &[&str] = &[
@@ -54,7 +71,9 @@ pub fn long_options(lists: &[String], known: &clap::Command) -> Result<Vec<OsStr
             continue;
         }
         let long = name.replace('_', "-");
-        let found = known.get_arguments().find(|a| a.get_long() == Some(&long) && !a.is_hide_set());
+        let found = known
+            .get_arguments()
+            .find(|a| a.get_long() == Some(&long) && !a.is_hide_set());
         let takes_value = match found {
             Some(argument) => argument.get_action().takes_values(),
             None => return Err(format!("-o {name}: there is no such mount option")),
@@ -73,15 +92,25 @@ pub fn long_options(lists: &[String], known: &clap::Command) -> Result<Vec<OsStr
 /// its own comes later and wins.
 pub fn inserted(arguments: &[OsString], longs: Vec<OsString>) -> Vec<OsString> {
     // Nothing that takes a value can stand before the subcommand.
-    let at = arguments.iter().position(|argument| argument == "mount").map_or(1, |at| at + 1);
+    let at = arguments
+        .iter()
+        .position(|argument| argument == "mount")
+        .map_or(1, |at| at + 1);
     let (before, after) = arguments.split_at(at.min(arguments.len()));
-    before.iter().cloned().chain(longs).chain(after.iter().cloned()).collect()
+    before
+        .iter()
+        .cloned()
+        .chain(longs)
+        .chain(after.iter().cloned())
+        .collect()
 }
 
 /// Called as `mount.mirrorfs SOURCE MOUNTPOINT [-sfnv] [-o target=TARGET,...]`, as mount(8) does
 /// for the type `mirrorfs`: the arguments of `mirrorfs mount`.
 pub fn from_mount_helper(arguments: Vec<OsString>) -> Vec<OsString> {
-    let name = arguments.first().and_then(|name| Path::new(name).file_name());
+    let name = arguments
+        .first()
+        .and_then(|name| Path::new(name).file_name());
     if name.is_none_or(|name| name != "mount.mirrorfs") {
         return arguments;
     }

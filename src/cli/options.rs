@@ -79,7 +79,10 @@ impl OptionArgs {
     /// When the working directory is gone.
     pub fn resolve(&self) -> std::io::Result<Options> {
         let absolute = |paths: &[PathBuf]| -> std::io::Result<Vec<PathBuf>> {
-            paths.iter().map(|path| std::path::absolute(tilde(path))).collect()
+            paths
+                .iter()
+                .map(|path| std::path::absolute(tilde(path)))
+                .collect()
         };
         Ok(Options {
             local: self.local.unwrap_or_default(),
@@ -105,7 +108,11 @@ impl OptionArgs {
 
     fn flags(&self) -> MountFlags {
         let mut flags = MountFlags::default();
-        for name in self.mount_options.iter().flat_map(|list| super::mount_options::split(list)) {
+        for name in self
+            .mount_options
+            .iter()
+            .flat_map(|list| super::mount_options::split(list))
+        {
             match name.as_str() {
                 "ro" => flags.read_only = true,
                 "rw" => flags.read_only = false,

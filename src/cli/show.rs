@@ -61,7 +61,11 @@ pub fn status(status: &Status) -> String {
         bytes(status.bytes_shipped)
     ));
     let unmounted = if status.mounted { "" } else { "; not mounted" };
-    let degraded = if status.degraded { "; degraded: fsync does not wait now" } else { "" };
+    let degraded = if status.degraded {
+        "; degraded: fsync does not wait now"
+    } else {
+        ""
+    };
     lines.push(format!(
         "  modes   local {}, remote {}{degraded}{unmounted}",
         status.local, status.remote
@@ -75,7 +79,9 @@ pub fn status(status: &Status) -> String {
 fn state_line(status: &Status) -> String {
     let mut line = status.state.to_string();
     if let Some(progress) = &status.progress {
-        let of = progress.objects_total.map_or(String::new(), |total| format!(" of {total}"));
+        let of = progress
+            .objects_total
+            .map_or(String::new(), |total| format!(" of {total}"));
         line.push_str(&format!(
             ", {}: {}{of} objects, {}",
             progress.what,
@@ -131,15 +137,25 @@ pub struct Progress {
 impl Progress {
     /// Nothing is shown yet.
     pub fn new() -> Progress {
-        Progress { terminal: std::io::stderr().is_terminal(), shown: false }
+        Progress {
+            terminal: std::io::stderr().is_terminal(),
+            shown: false,
+        }
     }
 
     /// Shows it in place of what was shown before.
     pub fn show(&mut self, status: &Status) {
         if self.terminal {
-            let error = status.link.last_error.as_ref().filter(|_| !status.link.connected);
+            let error = status
+                .link
+                .last_error
+                .as_ref()
+                .filter(|_| !status.link.connected);
             let error = error.map_or(String::new(), |error| format!(" ({error})"));
-            let line: String = format!("{}{error}", state_line(status)).chars().take(120).collect();
+            let line: String = format!("{}{error}", state_line(status))
+                .chars()
+                .take(120)
+                .collect();
             let _ = write!(std::io::stderr(), "\r\x1b[K{line}");
             self.shown = true;
         }
@@ -185,12 +201,18 @@ mod tests {
             ..Status::default()
         };
         let text = status(&shown);
-        assert!(text.starts_with("/p -> h:/r\n") && text.lines().count() < 8, "{text}");
+        assert!(
+            text.starts_with("/p -> h:/r\n") && text.lines().count() < 8,
+            "{text}"
+        );
         assert!(text.contains("everything is at the replica"));
         shown.state = Phase::Offline;
         shown.pending_operations = 1;
         shown.link.last_error = Some("cannot reach h port 22".into());
         let text = status(&shown);
-        assert!(text.contains("1 change,") && text.contains("cannot reach"), "{text}");
+        assert!(
+            text.contains("1 change,") && text.contains("cannot reach"),
+            "{text}"
+        );
     }
 }

@@ -40,7 +40,11 @@ fn one(registry: &Registry, path: &Path, json: bool) -> Outcome {
         }
         Err(failure) => return Err(failure),
     };
-    if json { print_json(&status) } else { super::print_line(&show::status(&status)) }
+    if json {
+        print_json(&status)
+    } else {
+        super::print_line(&show::status(&status))
+    }
 }
 
 fn all(registry: &Registry, json: bool) -> Outcome {

@@ -21,7 +21,10 @@ fn the_command_line_is_consistent() {
     command().debug_assert();
     let help = command().render_long_help().to_string();
     for (exit, meaning) in Exit::ALL {
-        assert!(help.contains(&format!("{:>2}  {meaning}", exit.code())), "{help}");
+        assert!(
+            help.contains(&format!("{:>2}  {meaning}", exit.code())),
+            "{help}"
+        );
     }
 }
 
@@ -47,7 +50,11 @@ fn options_are_understood() {
     assert_eq!(options.excludes, ["*.o", "!a.o"]);
     assert!(options.accept_new_host_key && options.allow_other && options.adopt);
     assert!(options.fake_super && !options.allow_empty_source && !options.allow_changed_source);
-    let plain = mount("mirrorfs mount s t").expect("it parses").options.resolve().expect("ok");
+    let plain = mount("mirrorfs mount s t")
+        .expect("it parses")
+        .options
+        .resolve()
+        .expect("ok");
     assert_eq!((plain.local, plain.remote), (Local::Os, Remote::Async));
     assert_eq!(plain.remote_timeout, Duration::from_secs(30));
 }
@@ -102,10 +109,16 @@ fn wrong_command_lines_are_refused() {
 #[test]
 fn mount_8_calls_it_as_a_helper() {
     let args = mount("/sbin/mount.mirrorfs /s /m -n -o rw,target=h:/t,local=close").expect("ok");
-    assert_eq!((args.source, args.target), (PathBuf::from("/s"), "h:/t".to_owned()));
+    assert_eq!(
+        (args.source, args.target),
+        (PathBuf::from("/s"), "h:/t".to_owned())
+    );
     assert_eq!(args.mountpoint, Some(PathBuf::from("/m")));
     assert_eq!(args.options.local, Some(Local::Close));
-    assert!(mount("/sbin/mount.mirrorfs /s /m -o rw").is_err(), "a target is missing");
+    assert!(
+        mount("/sbin/mount.mirrorfs /s /m -o rw").is_err(),
+        "a target is missing"
+    );
 }
 
 #[test]
@@ -123,6 +136,8 @@ fn the_other_commands_take_their_options() {
         assert!(parse(words(right)).is_ok(), "{right}");
     }
     let (_, cli) = parse(words("mirrorfs umount /p --timeout 1.5s")).expect("ok");
-    let Command::Umount(args) = cli.command else { panic!() };
+    let Command::Umount(args) = cli.command else {
+        panic!()
+    };
     assert_eq!(args.timeout, Some(Duration::from_millis(1500)));
 }

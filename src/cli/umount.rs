@@ -26,7 +26,10 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let request = Request::Umount { timeout_ms: millis(args.timeout), lazy: args.lazy };
+    let request = Request::Umount {
+        timeout_ms: millis(args.timeout),
+        lazy: args.lazy,
+    };
     match ask(&args.path, args.state_dir.as_deref(), &request)? {
         Reply::Receipt { receipt } if args.json => print_json(&receipt),
         Reply::Receipt { receipt } => print_line(&show::receipt(&receipt)),

@@ -20,7 +20,9 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let request = Request::Wait { timeout_ms: millis(args.timeout) };
+    let request = Request::Wait {
+        timeout_ms: millis(args.timeout),
+    };
     match ask(&args.path, args.state_dir.as_deref(), &request)? {
         Reply::Durable { .. } => Ok(()),
         _ => Err(super::unexpected()),

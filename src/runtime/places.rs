@@ -71,9 +71,10 @@ impl PlaceError {
         let (exit, next) = match self {
             PlaceError::Missing { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => (Exit::Path, "create it, or correct the path"),
-                io::ErrorKind::PermissionDenied => {
-                    (Exit::Path, "give yourself permission to read it, or mount as its owner")
-                }
+                io::ErrorKind::PermissionDenied => (
+                    Exit::Path,
+                    "give yourself permission to read it, or mount as its owner",
+                ),
                 _ => (Exit::Path, "correct the path"),
             },
             PlaceError::NotDirectory { .. } | PlaceError::DotDot(_) => {
@@ -82,9 +83,10 @@ impl PlaceError {
             PlaceError::Nested { .. } => {
                 (Exit::Path, "choose places of which none is inside another")
             }
-            PlaceError::NotEmpty(_) => {
-                (Exit::Path, "mount at an empty directory; without MOUNTPOINT it is over SOURCE")
-            }
+            PlaceError::NotEmpty(_) => (
+                Exit::Path,
+                "mount at an empty directory; without MOUNTPOINT it is over SOURCE",
+            ),
             PlaceError::Mount(MountError::AlreadyMounted { .. } | MountError::Silent { .. }) => {
                 (Exit::Busy, "`mirrorfs umount` that mount first")
             }
@@ -125,7 +127,11 @@ pub fn check(
             return Err(PlaceError::NotEmpty(mountpoint));
         }
     }
-    Ok(Places { source, target, mountpoint: Some(mountpoint) })
+    Ok(Places {
+        source,
+        target,
+        mountpoint: Some(mountpoint),
+    })
 }
 
 /// The directory, with what dead daemons of ours left there detached.
@@ -144,13 +150,21 @@ fn directory(what: &'static str, path: &Path) -> Result<PathBuf, PlaceError> {
 fn readable(source: &Path) -> Result<(), PlaceError> {
     let access = Access::READ_OK | Access::EXEC_OK;
     rustix::fs::accessat(CWD, source, access, AtFlags::EACCESS).map_err(|error| {
-        PlaceError::Missing { what: "source", path: source.to_owned(), source: error.into() }
+        PlaceError::Missing {
+            what: "source",
+            path: source.to_owned(),
+            source: error.into(),
+        }
     })
 }
 
 /// The path without links, for one that need not exist yet: what exists of it is resolved.
 fn canonical_future(path: &Path) -> Result<PathBuf, PlaceError> {
-    let missing = |source| PlaceError::Missing { what: "target", path: path.to_owned(), source };
+    let missing = |source| PlaceError::Missing {
+        what: "target",
+        path: path.to_owned(),
+        source,
+    };
     let absolute = std::path::absolute(path).map_err(missing)?;
     let mut rest: Vec<&std::ffi::OsStr> = Vec::new();
     let mut known = absolute.as_path();
@@ -159,9 +173,15 @@ fn canonical_future(path: &Path) -> Result<PathBuf, PlaceError> {
             Ok(canonical) => {
                 if !canonical.is_dir() {
                     let path = known.to_owned();
-                    return Err(PlaceError::NotDirectory { what: "target", path });
+                    return Err(PlaceError::NotDirectory {
+                        what: "target",
+                        path,
+                    });
                 }
-                return Ok(rest.iter().rev().fold(canonical, |path, name| path.join(name)));
+                return Ok(rest
+                    .iter()
+                    .rev()
+                    .fold(canonical, |path, name| path.join(name)));
             }
             // A link that leads nowhere must not be taken for a name that is free.
             Err(error) if error.kind() != io::ErrorKind::NotFound || known.is_symlink() => {
@@ -221,7 +241,11 @@ mod tests {
         std::os::unix::fs::symlink(at("src"), at("link")).expect("made");
         let try_places = |source: &str, target: &str, mountpoint: Option<&str>| {
             let mountpoint = mountpoint.map(at);
-            check(&at(source), &Target::Local(at(target)), mountpoint.as_deref())
+            check(
+                &at(source),
+                &Target::Local(at(target)),
+                mountpoint.as_deref(),
+            )
         };
         for (source, target, mountpoint) in [
             ("none", "dst", None),
@@ -238,7 +262,9 @@ mod tests {
             ("src", "mnt/new", Some("mnt")),
             ("src", "dst", Some("dst")),
         ] {
-            let failure = try_places(source, target, mountpoint).expect_err(target).failure();
+            let failure = try_places(source, target, mountpoint)
+                .expect_err(target)
+                .failure();
             assert_eq!(failure.exit, Exit::Path, "{source} {target} {mountpoint:?}");
             assert!(failure.next.is_some());
         }

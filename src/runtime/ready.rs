@@ -38,13 +38,18 @@ impl Ready {
         let is_pipe = std::fs::read_link(&pipe)
             .is_ok_and(|target| target.to_string_lossy().starts_with("pipe:"));
         if descriptor < 3 || !is_pipe {
-            return Err(Failure::new(Exit::Usage, "--ready-descriptor is not for people"));
+            return Err(Failure::new(
+                Exit::Usage,
+                "--ready-descriptor is not for people",
+            ));
         }
         // SAFETY: it was just seen to be an open pipe above standard error; the parent made it
         // for this process alone, and the argument is read once, so nothing else owns it.
         let pipe = unsafe { OwnedFd::from_raw_fd(descriptor) };
         let _ = rustix::io::fcntl_setfd(&pipe, FdFlags::CLOEXEC);
-        Ok(Ready { parent: Some(pipe.into()) })
+        Ok(Ready {
+            parent: Some(pipe.into()),
+        })
     }
 
     /// Whether the process stays in the foreground.
@@ -59,12 +64,17 @@ impl Ready {
     /// # Errors
     /// When the parent is gone: whoever started the mount has given up.
     pub fn tell(self) -> io::Result<()> {
-        let Some(mut parent) = self.parent else { return Ok(()) };
+        let Some(mut parent) = self.parent else {
+            return Ok(());
+        };
         // Fails only for the leader of a process group, which a child of the parent is not,
         // unless somebody started it in an unusual way; then it is no worse than before.
         let _ = rustix::process::setsid();
         rustix::process::chdir("/")?;
-        let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+        let null = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/null")?;
         rustix::stdio::dup2_stdin(null.as_fd())?;
         rustix::stdio::dup2_stdout(null.as_fd())?;
         rustix::stdio::dup2_stderr(null.as_fd())?;
@@ -91,11 +101,15 @@ pub fn in_background(arguments: &[OsString]) -> Result<(), Failure> {
         None => ("mirrorfs".into(), arguments),
     };
     let mut command = Command::new("/proc/self/exe");
-    command.arg0(program).args(super::ready::with_descriptor(rest, &descriptor));
+    command
+        .arg0(program)
+        .args(super::ready::with_descriptor(rest, &descriptor));
     let mut child = command.spawn().map_err(start)?;
     drop(writer);
     let mut said = Vec::new();
-    let heard = File::from(reader).take(READY.len() as u64).read_to_end(&mut said);
+    let heard = File::from(reader)
+        .take(READY.len() as u64)
+        .read_to_end(&mut said);
     if heard.is_ok() && said == READY {
         return Ok(());
     }
@@ -106,17 +120,32 @@ pub fn in_background(arguments: &[OsString]) -> Result<(), Failure> {
 /// The arguments of the child: those of the user, and where to say that it is ready.
 fn with_descriptor(arguments: &[OsString], descriptor: &str) -> Vec<OsString> {
     let flag = OsString::from(format!("--ready-descriptor={descriptor}"));
-    let at = arguments.iter().position(|argument| argument == "mount").map_or(0, |at| at + 1);
+    let at = arguments
+        .iter()
+        .position(|argument| argument == "mount")
+        .map_or(0, |at| at + 1);
     let (before, after) = arguments.split_at(at);
-    before.iter().cloned().chain([flag]).chain(after.iter().cloned()).collect()
+    before
+        .iter()
+        .cloned()
+        .chain([flag])
+        .chain(after.iter().cloned())
+        .collect()
 }
 
 fn ended(status: ExitStatus) -> Failure {
     let exit = status.code().and_then(|code| u8::try_from(code).ok());
     match exit.and_then(|code| Exit::try_from(code).ok()) {
-        Some(exit) if exit != Exit::Done => Failure { exit, causes: Vec::new(), next: None },
-        _ => Failure::new(Exit::Failure, format!("the daemon ended before it was ready: {status}"))
-            .next("try again with --foreground -v"),
+        Some(exit) if exit != Exit::Done => Failure {
+            exit,
+            causes: Vec::new(),
+            next: None,
+        },
+        _ => Failure::new(
+            Exit::Failure,
+            format!("the daemon ended before it was ready: {status}"),
+        )
+        .next("try again with --foreground -v"),
     }
 }
 
@@ -136,7 +165,10 @@ mod tests {
     #[test]
     fn a_descriptor_that_is_no_pipe_is_refused() {
         for descriptor in [-1, 0, 1, 2, 9999] {
-            assert_eq!(Ready::parent(descriptor).expect_err("refused").exit, Exit::Usage);
+            assert_eq!(
+                Ready::parent(descriptor).expect_err("refused").exit,
+                Exit::Usage
+            );
         }
         assert!(Ready::foreground().tell().is_ok());
     }

@@ -28,7 +28,11 @@ pub fn default_root() -> Option<PathBuf> {
     if rustix::process::geteuid().is_root() {
         return Some(PathBuf::from("/var/lib/mirrorfs"));
     }
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|p| p.is_absolute())
+    };
     let state = absolute("XDG_STATE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))?;
     Some(state.join("mirrorfs"))
@@ -42,8 +46,17 @@ pub fn state_dir(root: &Path, source: &Path, target: &str) -> PathBuf {
     hasher.update(b"\0");
     hasher.update(target.as_bytes());
     let hash = hasher.finalize().to_hex();
-    let name = source.file_name().unwrap_or(OsStr::new("root")).to_string_lossy();
-    let plain = |c: char| if c.is_alphanumeric() || "._-".contains(c) { c } else { '_' };
+    let name = source
+        .file_name()
+        .unwrap_or(OsStr::new("root"))
+        .to_string_lossy();
+    let plain = |c: char| {
+        if c.is_alphanumeric() || "._-".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    };
     let name: String = name.chars().map(plain).take(32).collect();
     root.join(format!("{name}-{}", &hash[..16]))
 }
@@ -62,18 +75,20 @@ pub fn write(directory: impl AsFd, mirror: &Mirror) -> io::Result<()> {
 /// cannot be written they need `--state-dir`.
 pub fn announce(state_dir: &Path) {
     let Some(root) = default_root() else { return };
-    let (Some(name), Some(parent)) = (state_dir.file_name(), state_dir.parent()) else { return };
+    let (Some(name), Some(parent)) = (state_dir.file_name(), state_dir.parent()) else {
+        return;
+    };
     if parent.canonicalize().ok() == root.canonicalize().ok() && parent.exists() {
         return;
     }
     let link = root.join(name);
-    let made = std::fs::create_dir_all(&root)
-        .and_then(|()| match std::fs::read_link(&link) {
-            Ok(target) if target == state_dir => Ok(()),
-            Ok(_) => std::fs::remove_file(&link)
-                .and_then(|()| std::os::unix::fs::symlink(state_dir, &link)),
-            Err(_) => std::os::unix::fs::symlink(state_dir, &link),
-        });
+    let made = std::fs::create_dir_all(&root).and_then(|()| match std::fs::read_link(&link) {
+        Ok(target) if target == state_dir => Ok(()),
+        Ok(_) => {
+            std::fs::remove_file(&link).and_then(|()| std::os::unix::fs::symlink(state_dir, &link))
+        }
+        Err(_) => std::os::unix::fs::symlink(state_dir, &link),
+    });
     if let Err(error) = made {
         let link = link.display();
         tracing::warn!(%error, %link, "commands will need --state-dir to find this mirror");
@@ -93,9 +108,17 @@ impl Registry {
     pub fn read(root: Option<&Path>) -> Registry {
         let mut mirrors: Vec<Mirror> = Vec::new();
         let roots = root.map(Path::to_owned).into_iter().chain(default_root());
-        for entry in roots.filter_map(|root| std::fs::read_dir(root).ok()).flatten().flatten() {
-            let Some(mirror) = read(&entry.path()) else { continue };
-            let known = mirrors.iter().any(|known| known.state_dir == mirror.state_dir);
+        for entry in roots
+            .filter_map(|root| std::fs::read_dir(root).ok())
+            .flatten()
+            .flatten()
+        {
+            let Some(mirror) = read(&entry.path()) else {
+                continue;
+            };
+            let known = mirrors
+                .iter()
+                .any(|known| known.state_dir == mirror.state_dir);
             if !known && mirrors.len() < MIRRORS_MAX {
                 mirrors.push(mirror);
             }
@@ -135,8 +158,10 @@ fn choose(
         matches.map(|place| place.components().count()).max()
     };
     let deepest = mirrors.iter().filter_map(depth).max();
-    let mut found: Vec<&Mirror> =
-        mirrors.iter().filter(|m| deepest.is_some() && depth(m) == deepest).collect();
+    let mut found: Vec<&Mirror> = mirrors
+        .iter()
+        .filter(|m| deepest.is_some() && depth(m) == deepest)
+        .collect();
     if found.len() > 1 {
         let (up, down): (Vec<&Mirror>, Vec<&Mirror>) = found.iter().partition(|m| alive(m));
         found = if up.is_empty() { down } else { up };
@@ -144,17 +169,22 @@ fn choose(
     match found.as_slice() {
         [] => {
             let what = format!("no mirror is known at {}", wanted.display());
-            Err(Failure::new(Exit::NotMounted, what)
-                .next("`mirrorfs status` lists those that run; with another state directory, \
-                    give --state-dir"))
+            Err(Failure::new(Exit::NotMounted, what).next(
+                "`mirrorfs status` lists those that run; with another state directory, \
+                    give --state-dir",
+            ))
         }
         [mirror] => Ok((*mirror).clone()),
         several => {
-            let dirs: Vec<String> =
-                several.iter().map(|m| m.state_dir.display().to_string()).collect();
+            let dirs: Vec<String> = several
+                .iter()
+                .map(|m| m.state_dir.display().to_string())
+                .collect();
             let what = format!("{} has several mirrors", wanted.display());
-            Err(Failure::new(Exit::Usage, what)
-                .next(format!("name one by its state directory: {}", dirs.join(", "))))
+            Err(Failure::new(Exit::Usage, what).next(format!(
+                "name one by its state directory: {}",
+                dirs.join(", ")
+            )))
         }
     }
 }
@@ -222,8 +252,14 @@ mod tests {
         assert_eq!(find("/home/u/p/q", &["/s/3"]), Ok("/s/3".into()));
         assert_eq!(find("/s/2", &[]), Ok("/s/2".into()));
         assert_eq!(find("/home/u/p", &[]).map_err(|f| f.exit), Err(Exit::Usage));
-        assert_eq!(find("/home/u2", &[]).map_err(|f| f.exit), Err(Exit::NotMounted));
-        assert_eq!(find("/mntx", &[]).map_err(|f| f.exit), Err(Exit::NotMounted));
+        assert_eq!(
+            find("/home/u2", &[]).map_err(|f| f.exit),
+            Err(Exit::NotMounted)
+        );
+        assert_eq!(
+            find("/mntx", &[]).map_err(|f| f.exit),
+            Err(Exit::NotMounted)
+        );
     }
 
     #[test]
@@ -232,16 +268,28 @@ mod tests {
         let root = root.path().canonicalize().expect("a path");
         let dir = state_dir(&root, Path::new("/home/u/my project"), "h:/t");
         assert_eq!(dir.parent(), Some(root.as_path()));
-        assert_ne!(dir, state_dir(&root, Path::new("/home/u/my project"), "h:/t2"));
+        assert_ne!(
+            dir,
+            state_dir(&root, Path::new("/home/u/my project"), "h:/t2")
+        );
         std::fs::create_dir_all(&dir).expect("made");
         std::fs::create_dir(root.join("no mirror")).expect("made");
         let written = mirror("/home/u/my project", "/mnt", "/elsewhere");
         write(std::fs::File::open(&dir).expect("open"), &written).expect("written");
         let registry = Registry::read(Some(&root));
-        let found: Vec<&Mirror> =
-            registry.mirrors().iter().filter(|m| m.state_dir.starts_with(&root)).collect();
+        let found: Vec<&Mirror> = registry
+            .mirrors()
+            .iter()
+            .filter(|m| m.state_dir.starts_with(&root))
+            .collect();
         assert_eq!(found.len(), 1);
-        assert_eq!(found[0], &Mirror { state_dir: dir.clone(), ..written });
+        assert_eq!(
+            found[0],
+            &Mirror {
+                state_dir: dir.clone(),
+                ..written
+            }
+        );
         std::fs::write(dir.join(MIRROR_NAME), "{").expect("written");
         assert_eq!(read(&dir), None);
     }

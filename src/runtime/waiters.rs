@@ -102,9 +102,15 @@ impl RemoteWait for Waiters {
             return answer(Ok(()));
         }
         let deadline = Instant::now() + self.policy.timeout;
-        match self.queue.try_send(Waiter { mark, deadline, answer }) {
+        match self.queue.try_send(Waiter {
+            mark,
+            deadline,
+            answer,
+        }) {
             Ok(()) => {}
-            Err(mpsc::error::TrySendError::Full(waiter) | mpsc::error::TrySendError::Closed(waiter)) => {
+            Err(
+                mpsc::error::TrySendError::Full(waiter) | mpsc::error::TrySendError::Closed(waiter),
+            ) => {
                 (waiter.answer)(late(self.policy.on_degraded));
             }
         }
@@ -172,7 +178,11 @@ impl Attendant {
             }
             (first.remove())(Ok(()));
         }
-        while self.deadlines.front().is_some_and(|(_, key)| !self.waiting.contains_key(key)) {
+        while self
+            .deadlines
+            .front()
+            .is_some_and(|(_, key)| !self.waiting.contains_key(key))
+        {
             self.deadlines.pop_front();
         }
         let degraded = self.degraded.load(Ordering::Relaxed);
@@ -189,7 +199,9 @@ impl Attendant {
                 break;
             }
             self.deadlines.pop_front();
-            let Some(answer) = self.waiting.remove(&key) else { continue };
+            let Some(answer) = self.waiting.remove(&key) else {
+                continue;
+            };
             self.owed = self.owed.max(key.0);
             if self.policy.on_degraded == OnDegraded::Continue
                 && !self.degraded.swap(true, Ordering::Relaxed)
@@ -246,11 +258,12 @@ mod tests {
     impl Bench {
         fn fsync(&self, number: u32) {
             let answers = Arc::clone(&self.answers);
-            self.waiters
-                .after_fsync(Box::new(move |answer| answers.lock().push((number, answer))));
+            self.waiters.after_fsync(Box::new(move |answer| {
+                answers.lock().push((number, answer))
+            }));
         }
         async fn settle(&self) {
-            for _ in 0..8 {
+            for _ in 0..64 {
                 tokio::task::yield_now().await;
             }
         }
@@ -267,11 +280,20 @@ mod tests {
 
     fn bench(level: Remote, on_degraded: OnDegraded) -> Bench {
         let replica = Arc::new(Replica::default());
-        let policy = Policy { level, timeout: Duration::from_secs(10), on_degraded };
+        let policy = Policy {
+            level,
+            timeout: Duration::from_secs(10),
+            on_degraded,
+        };
         let (waiters, attendant) = waiters(Arc::clone(&replica) as Arc<dyn Reached>, policy);
         let (news, watched) = watch::channel(0);
         tokio::spawn(attendant.run(watched));
-        Bench { replica, news, waiters, answers: Answers::default() }
+        Bench {
+            replica,
+            news,
+            waiters,
+            answers: Answers::default(),
+        }
     }
 
     #[tokio::test(start_paused = true)]
