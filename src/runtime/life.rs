@@ -29,6 +29,8 @@ pub trait Engine: Send + Sync + 'static {
     fn drained(&self, mark: u64) -> Option<Receipt>;
     /// Why it does not go on by itself, if it does not.
     fn halted(&self) -> Option<Failure>;
+    /// A disk that is in the way for now, though it goes on by itself when there is room.
+    fn obstacle(&self) -> Option<Failure>;
     /// Tells it that somebody waits (more) or does not any more.
     fn hurry(&self, more: bool);
     /// Stops at a safe point, leaves the state clean and frees it. Blocks.
@@ -224,15 +226,15 @@ impl<E: Engine, M: Mount> Life<E, M> {
 
     fn owed(&self, why: &str) -> Failure {
         let status = self.status();
+        let owed = status.owed();
+        if let Some(mut obstacle) = self.engine.obstacle() {
+            obstacle.causes.splice(0..0, owed);
+            return obstacle.context(why);
+        }
         let mut failure = Failure::new(Exit::Owed, why);
-        if let Some(owed) = status.owed() {
-            failure.causes.push(owed);
-        }
-        if !status.link.connected
-            && let Some(error) = status.link.last_error
-        {
-            failure.causes.push(error);
-        }
+        failure.causes.extend(owed);
+        let error = status.link.last_error.filter(|_| !status.link.connected);
+        failure.causes.extend(error);
         failure.next(format!(
             "nothing is lost: `mirrorfs drain {0}` goes on, and so does the next mount",
             status.source

@@ -8,6 +8,7 @@ struct FakeEngine {
     applied: AtomicU64,
     mark: AtomicU64,
     halted: Mutex<Option<Failure>>,
+    obstacle: Mutex<Option<Failure>>,
     hurried: AtomicU64,
     closed: AtomicBool,
     news: watch::Sender<u64>,
@@ -19,6 +20,7 @@ impl FakeEngine {
             applied: AtomicU64::new(0),
             mark: AtomicU64::new(1),
             halted: Mutex::new(None),
+            obstacle: Mutex::new(None),
             hurried: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             news: watch::Sender::new(0),
@@ -56,6 +58,9 @@ impl Engine for FakeEngine {
     }
     fn halted(&self) -> Option<Failure> {
         self.halted.lock().clone()
+    }
+    fn obstacle(&self) -> Option<Failure> {
+        self.obstacle.lock().clone()
     }
     fn hurry(&self, more: bool) {
         match more {
@@ -348,5 +353,60 @@ fn wait_and_drain_leave_the_mount_alone() {
         stage.life.wait(second).await.expect("durable");
         assert_eq!(stage.life.drain(second).await.expect("a receipt").epoch, 1);
         assert!(stage.life.status().mounted && !stage.outcome.is_finished());
+    });
+}
+
+#[test]
+fn a_full_disk_is_named_at_the_deadline() {
+    play(|| async {
+        let stage = stage(true, None);
+        let full = Failure::new(Exit::ReplicaDisk, "no space left").next("make room");
+        *stage.engine.obstacle.lock() = Some(full);
+        let failure = stage
+            .life
+            .drain(Some(Duration::from_secs(5)))
+            .await
+            .expect_err("full");
+        assert_eq!(
+            (failure.exit, failure.next.as_deref()),
+            (Exit::ReplicaDisk, Some("make room"))
+        );
+        assert!(failure.line().contains("1 changes") && failure.line().contains("no space left"));
+        *stage.engine.obstacle.lock() = None;
+        stage.engine.apply(1);
+        stage.life.drain(None).await.expect("it goes on");
+    });
+}
+
+#[test]
+fn a_lazy_umount_leaves_those_who_hold_it_alone() {
+    play(|| async {
+        let stage = stage(true, None);
+        stage.mount.held.store(true, Ordering::SeqCst);
+        stage.engine.apply(1);
+        assert_eq!(
+            stage
+                .life
+                .umount(None, true)
+                .await
+                .expect("a receipt")
+                .epoch,
+            1
+        );
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert!(!stage.outcome.is_finished(), "they are served");
+        stage.engine.mark.store(2, Ordering::SeqCst);
+        stage.mount.ended.send_replace(true);
+        soon().await;
+        stage.engine.apply(2);
+        assert_eq!(
+            stage
+                .outcome
+                .await
+                .expect("no panic")
+                .expect("a receipt")
+                .epoch,
+            2
+        );
     });
 }

@@ -3,19 +3,25 @@
 //! out (`mirrorfs umount`, a raw unmount, a signal) seals, drains and leaves a state that the next
 //! mount, or a drain without one, goes on from.
 
+// connect
+// daemon
+// engine
+// failures
 mod life;
 mod log;
 mod places;
 pub mod ready;
 pub mod registry;
+//ship
 mod waiters;
 
-use crate::config::{Mirror, Options};
-use crate::control::{Exit, Failure, Receipt, Status};
+pub use daemon::{drain, mount};
 pub use log::LOG_NAME;
-use ready::Ready;
+
+use crate::config::Options;
+use crate::control::Failure;
+use crate::replica;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// What `mirrorfs mount` is asked for.
 #[derive(Debug)]
@@ -33,24 +39,27 @@ pub struct MountRequest {
     /// How much to log.
     pub verbose: u8,
 }
-/// stub
-pub fn mount(_request: MountRequest, _ready: Ready) -> Result<(), Failure> {
-    Err(Failure::new(Exit::Failure, "stub"))
+
+/// Finishes or rolls back an interrupted apply, and says what was done.
+///
+/// # Errors
+/// When it is no replica, is being served, or its disk fails.
+pub fn recover(target: &Path, verbose: u8) -> Result<String, Failure> {
+    log::to_stderr(verbose, "warn");
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let recovered = replica::recover(target).map_err(|error| failures::replica(&error))?;
+    Ok(recovered.to_string())
 }
-/// stub
-pub fn drain(
-    _mirror: Mirror,
-    _timeout: Option<Duration>,
-    _verbose: u8,
-    _show: &mut dyn FnMut(&Status),
-) -> Result<Receipt, Failure> {
-    Err(Failure::new(Exit::Failure, "stub"))
-}
-/// stub
-pub fn recover(_target: &Path, _verbose: u8) -> Result<String, Failure> {
-    Err(Failure::new(Exit::Failure, "stub"))
-}
-/// stub
-pub fn serve(_path: &Path, _verbose: u8) -> Result<(), Failure> {
-    Err(Failure::new(Exit::Failure, "stub"))
+
+/// Serves a replica on standard input and output until the link ends. Only errors go to standard
+/// error: the other side shows its end to a person.
+///
+/// # Errors
+/// When the replica cannot be served, or was refused.
+pub fn serve(path: &Path, verbose: u8) -> Result<(), Failure> {
+    log::to_stderr(verbose, "error");
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let streams = (std::io::stdin().lock(), std::io::stdout().lock());
+    replica::serve(path, &replica::Options::default(), streams.0, streams.1)
+        .map_err(|error| failures::replica(&error))
 }

@@ -103,9 +103,11 @@ pub fn in_background(arguments: &[OsString]) -> Result<(), Failure> {
     let mut command = Command::new("/proc/self/exe");
     command
         .arg0(program)
-        .args(super::ready::with_descriptor(rest, &descriptor));
+        .args(with_descriptor(rest, &descriptor));
     let mut child = command.spawn().map_err(start)?;
     drop(writer);
+    // The child looks who is at work in the source; this process is not.
+    let _ = rustix::process::chdir("/");
     let mut said = Vec::new();
     let heard = File::from(reader)
         .take(READY.len() as u64)
