@@ -59,6 +59,12 @@ pub const SAVED_DESCRIPTORS_MAX: usize = 512;
 /// How many descriptors of replaced files are held as a base for a delta.
 pub const BASE_DESCRIPTORS_MAX: usize = 64;
 
+/// The largest replaced file that a delta is made against, in bytes.
+pub const DELTA_BASE_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
+/// How many blocks of a replaced file are looked up; a large file has larger ones.
+pub const DELTA_BLOCKS_MAX: u64 = 256 * 1024;
+
 /// How many extents one file may have in the dirty map before the closest are joined.
 pub const FILE_EXTENTS_MAX: usize = 1024;
 
@@ -79,6 +85,9 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long a link may be silent before it is taken for dead.
 pub const LINK_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How many ids of epochs are made durable at once, before they are used.
+pub const IDS_RESERVED: u64 = 1024;
 
 /// How many bytes of its pages a database of records keeps in memory.
 pub const RECORDS_CACHE_BYTES: usize = 64 * 1024 * 1024;
@@ -147,5 +156,7 @@ const _: () = assert!(FRAGMENT_BYTES_MAX as usize + MESSAGE_BYTES_MAX < FRAME_BY
 const _: () = assert!(2 * XATTRS_BYTES_MAX + 2 * SYMLINK_BYTES_MAX < MESSAGE_BYTES_MAX);
 const _: () = assert!(BLOCKS_ITEM_MAX * 32 + 4096 < MESSAGE_BYTES_MAX);
 const _: () = assert!(TEXT_BYTES_MAX + 4096 < MESSAGE_BYTES_MAX);
+// Blocks of a base never straddle what is read of it at once.
+const _: () = assert!(DELTA_BASE_BYTES_MAX / DELTA_BLOCKS_MAX <= FRAGMENT_BYTES_MAX);
 const _: () = assert!(PART_OBJECTS < EPOCH_OBJECTS_MAX);
 const _: () = assert!(SEAL_BYTES_MAX <= SAVED_MEMORY_BYTES_MAX + SAVED_DISK_BYTES_MAX);

@@ -50,7 +50,7 @@ impl Change {
     pub(super) fn begin(store: &Arc<Store>) -> Result<Change> {
         let writing = store.begin_write()?;
         // Nobody else writes now, so this is the state that the transaction began with.
-        let state = store.read(store::state)?;
+        let state = store.state()?;
         Ok(Change {
             writing,
             base: state,
@@ -126,12 +126,8 @@ impl Change {
         self.step(Step::Stamp(id, stamp))
     }
 
-    /// Forgets everything, as if the records had just been created: what an import that replaces
-    /// them begins with.
-    ///
-    /// # Errors
-    /// See [`Change::entry`].
-    pub fn clear(&mut self) -> Result<()> {
+    /// Forgets everything, as if the records had just been created.
+    pub(super) fn clear(&mut self) -> Result<()> {
         self.import = true;
         self.steps.clear();
         let highest_id = self.work.state.highest_id;
@@ -160,6 +156,7 @@ impl Change {
         let Change {
             mut writing,
             mut work,
+            import,
             ..
         } = self;
         let applied = writing.step(|write| {
@@ -177,7 +174,7 @@ impl Change {
                 .insert(META_STATE, &encode_state(&state)?[..])?;
             Ok(Applied { state, gone })
         })?;
-        writing.commit(Some(commit.epoch), durability)?;
+        writing.commit(Some((commit.epoch, import)), durability)?;
         Ok(applied)
     }
 

@@ -53,8 +53,11 @@ pub enum Error {
         source: std::io::Error,
     },
     /// After a failure of the disk they are older than what this process already relied upon.
+    /// Only [`super::Records::state`] and changes are possible, until a change brings them back
+    /// to that epoch.
     #[error(
-        "the records at {} fell back from epoch {had} to {has} when the disk failed: start again",
+        "the records at {} fell back from epoch {had} to {has} when the disk failed: its epochs \
+         are to be applied again",
         path.display()
     )]
     FellBack {

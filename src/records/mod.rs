@@ -12,7 +12,8 @@
 //!
 //! A disk that fails (or is full) fails calls, not the process: the database is closed and opened
 //! again by the next call. After a [`Change::commit`] that failed, ask [`Records::state`] whether
-//! it took place.
+//! it took place. Commits that were not durable may be lost then ([`Error::FellBack`]): the caller
+//! keeps what it needs to apply them again (manifests, a redo log) until [`Records::sync`].
 
 mod change;
 mod error;
@@ -123,7 +124,7 @@ impl Records {
     /// # Errors
     /// As every read: [`Error::Io`], [`Error::Damaged`], [`Error::FellBack`].
     pub fn state(&self) -> Result<State> {
-        self.store.read(store::state)
+        self.store.state()
     }
 
     /// An object.
@@ -252,6 +253,17 @@ impl Records {
         Change::begin(&self.store)
     }
 
+    /// Begins a change that replaces everything (by an import): in it, the records are as they were
+    /// when they were created, but for [`State::highest_id`].
+    ///
+    /// # Errors
+    /// See [`Records::state`].
+    pub fn replace(&self) -> Result<Change> {
+        let mut change = self.begin()?;
+        change.clear()?;
+        Ok(change)
+    }
+
     /// The next rows of an export, all of one state, cut to fit a message; empty at the end.
     ///
     /// # Errors
@@ -286,14 +298,15 @@ impl Records {
         writing.commit(None, Durability::None)
     }
 
-    /// Makes every commit so far durable.
+    /// Makes every commit so far durable, and answers up to which epoch that is.
     ///
     /// # Errors
     /// [`Error::Io`]: it is not known which of them are.
-    pub fn sync(&self) -> Result<()> {
-        self.store
-            .begin_write()?
-            .commit(None, Durability::Immediate)
+    pub fn sync(&self) -> Result<EpochId> {
+        let writing = self.store.begin_write()?;
+        let epoch = self.store.state()?.epoch;
+        writing.commit(None, Durability::Immediate)?;
+        Ok(epoch)
     }
 }
 

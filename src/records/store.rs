@@ -12,6 +12,7 @@ use crate::model::{Attributes, EpochId, FileId, Fixed, Object, Xattrs};
 use parking_lot::{Condvar, Mutex, RwLock};
 use redb::{Database, ReadTransaction, ReadableDatabase, WriteTransaction};
 use std::fs::OpenOptions;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -20,13 +21,24 @@ use std::sync::Arc;
 /// The file and its database, which is `None` between a failure and the next attempt.
 #[derive(Debug)]
 pub(super) struct Store {
+    /// For messages.
     path: PathBuf,
+    /// The directory, opened before a mount can cover it, and the file's name in it.
+    directory: OwnedFd,
+    name: PathBuf,
     database: RwLock<Option<Database>>,
-    /// The newest epoch that was committed, durably or not.
-    committed: Mutex<EpochId>,
+    committed: Mutex<Committed>,
     /// Whether there is a writer.
     writer: Mutex<bool>,
     writer_left: Condvar,
+}
+
+/// The newest epoch that was committed, durably or not.
+#[derive(Clone, Copy, Debug)]
+struct Committed {
+    epoch: EpochId,
+    /// Whether the disk lost it, and it was not applied again.
+    fell_back: bool,
 }
 
 /// The one write transaction.
@@ -48,10 +60,15 @@ impl Writing {
         guarded(|| step(transaction)).map_err(|fault| self.failed(fault))
     }
 
-    /// Commits, and says that the state is now that of `epoch` if it changed it.
+    /// Commits, and says that the state is now that of an epoch if it changed it, and whether it
+    /// replaced all there was.
     ///
     /// After an error it is not known whether it was committed.
-    pub(super) fn commit(mut self, epoch: Option<EpochId>, durability: Durability) -> Result<()> {
+    pub(super) fn commit(
+        mut self,
+        epoch: Option<(EpochId, bool)>,
+        durability: Durability,
+    ) -> Result<()> {
         let Some(mut transaction) = self.transaction.take() else {
             return Err(self.over());
         };
@@ -63,8 +80,15 @@ impl Writing {
             Ok(transaction.commit()?)
         });
         committed.map_err(|fault| self.failed(fault))?;
-        if let Some(epoch) = epoch {
-            *self.store.committed.lock() = epoch;
+        if let Some((epoch, replaces)) = epoch {
+            let mut committed = self.store.committed.lock();
+            // What fell back is of use again when it is where it was, or was replaced altogether.
+            if replaces || !committed.fell_back || epoch >= committed.epoch {
+                *committed = Committed {
+                    epoch,
+                    fell_back: false,
+                };
+            }
         }
         Ok(())
     }
@@ -97,11 +121,15 @@ impl Drop for Writing {
 
 impl Store {
     pub(super) fn create(path: &Path) -> Result<Store> {
-        let fresh = path.with_extension("new");
         let io = |source| Error::Io {
             path: path.to_owned(),
             source,
         };
+        let (directory, name) = split(path)?;
+        let (target, fresh) = (
+            reach(&directory, &name),
+            reach(&directory, &name.with_extension("new")),
+        );
         match std::fs::remove_file(&fresh) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
             _ => {}
@@ -120,21 +148,23 @@ impl Store {
             Ok(database.close()?)
         })
         .map_err(|fault| fault.at(path))?;
-        std::fs::rename(&fresh, path).map_err(io)?;
-        let parent = path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty());
-        let parent = std::fs::File::open(parent.unwrap_or(Path::new("."))).map_err(io)?;
-        crate::disk::sync_directory(parent).map_err(io)?;
+        std::fs::rename(&fresh, &target).map_err(io)?;
+        crate::disk::sync_directory(&directory).map_err(io)?;
         Store::open(path)
     }
 
     pub(super) fn open(path: &Path) -> Result<Store> {
-        let (database, state) = open(path)?;
+        let (directory, name) = split(path)?;
+        let (database, state) = open(path, &reach(&directory, &name))?;
         Ok(Store {
             path: path.to_owned(),
+            directory,
+            name,
             database: RwLock::new(Some(database)),
-            committed: Mutex::new(state.epoch),
+            committed: Mutex::new(Committed {
+                epoch: state.epoch,
+                fell_back: false,
+            }),
             writer: Mutex::new(false),
             writer_left: Condvar::new(),
         })
@@ -150,12 +180,41 @@ impl Store {
         &self,
         read: impl Fn(&ReadTransaction) -> std::result::Result<T, Fault>,
     ) -> Result<T> {
-        self.with(|database| read(&database.begin_read()?))
+        self.with(|database| {
+            let transaction = database.begin_read()?;
+            self.check_newest(&transaction)?;
+            read(&transaction)
+        })
+    }
+
+    /// The state, even if it is an older one than was relied upon.
+    pub(super) fn state(&self) -> Result<State> {
+        self.with(|database| state(&database.begin_read()?))
     }
 
     /// A transaction that outlives the call, for an export.
     pub(super) fn begin_read(&self) -> Result<ReadTransaction> {
-        self.with(|database| Ok(database.begin_read()?))
+        self.with(|database| {
+            let transaction = database.begin_read()?;
+            self.check_newest(&transaction)?;
+            Ok(transaction)
+        })
+    }
+
+    fn check_newest(&self, transaction: &ReadTransaction) -> std::result::Result<(), Fault> {
+        let Committed {
+            epoch: had,
+            fell_back,
+        } = *self.committed.lock();
+        if !fell_back {
+            return Ok(());
+        }
+        let has = state(transaction)?.epoch;
+        Err(Fault::Final(Error::FellBack {
+            path: self.path.clone(),
+            had,
+            has,
+        }))
     }
 
     /// A guarded step in a transaction of [`Store::begin_read`].
@@ -226,17 +285,17 @@ impl Store {
         if slot.is_some() {
             return Ok(());
         }
-        let (database, state) = open(&self.path)?;
-        let had = *self.committed.lock();
-        if state.epoch < had {
-            return Err(Error::FellBack {
-                path: self.path.clone(),
-                had,
-                has: state.epoch,
-            });
+        let (database, state) = open(&self.path, &reach(&self.directory, &self.name))?;
+        let mut committed = self.committed.lock();
+        if state.epoch < committed.epoch {
+            committed.fell_back = true;
+        } else {
+            // A commit whose answer was an error may have become durable all the same.
+            *committed = Committed {
+                epoch: state.epoch,
+                fell_back: false,
+            };
         }
-        // A commit whose answer was an error may have become durable all the same.
-        *self.committed.lock() = state.epoch;
         *slot = Some(database);
         Ok(())
     }
@@ -250,8 +309,37 @@ fn guarded<T>(
     catch_unwind(AssertUnwindSafe(call)).unwrap_or(Err(Fault::Row("the database gave up on it")))
 }
 
-fn open(path: &Path) -> Result<(Database, State)> {
-    let bytes = match std::fs::metadata(path) {
+/// The directory of a file, and its name there.
+fn split(path: &Path) -> Result<(OwnedFd, PathBuf)> {
+    let io = |source| Error::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let name = path
+        .file_name()
+        .ok_or_else(|| io(std::io::ErrorKind::InvalidInput.into()))?;
+    match std::fs::File::open(parent.unwrap_or(Path::new("."))) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Error::Missing {
+            path: path.to_owned(),
+        }),
+        Err(error) => Err(io(error)),
+        Ok(directory) => Ok((directory.into(), name.into())),
+    }
+}
+
+/// A path that goes through the open directory, whatever is mounted above it by now (I8).
+fn reach(directory: &OwnedFd, name: &Path) -> PathBuf {
+    Path::new("/proc/self/fd")
+        .join(directory.as_raw_fd().to_string())
+        .join(name)
+}
+
+/// Opens the file `reached`; errors and tests know it as `path`.
+fn open(path: &Path, reached: &Path) -> Result<(Database, State)> {
+    let bytes = match std::fs::metadata(reached) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::Missing {
                 path: path.to_owned(),
@@ -276,10 +364,10 @@ fn open(path: &Path) -> Result<(Database, State)> {
         #[cfg(test)]
         let database = match faulty::backend(path) {
             Some(backend) => builder.create_with_backend(backend)?,
-            None => builder.open(path)?,
+            None => builder.open(reached)?,
         };
         #[cfg(not(test))]
-        let database = builder.open(path)?;
+        let database = builder.open(reached)?;
         let state = check(path, &database.begin_read()?)?;
         Ok((database, state))
     })

@@ -262,8 +262,7 @@ fn an_import_replaces_everything() {
         &[is(9, object(FILE, 0o600, 5)), bind(1, "f", 9)],
     )
     .expect("applied");
-    let mut change = records.begin().expect("begun");
-    change.clear().expect("cleared");
+    let mut change = records.replace().expect("begun");
     let item = RecordItem::Object {
         id: FileId(3),
         object: object(FILE, 0o600, 0),
@@ -403,13 +402,48 @@ fn a_full_disk_fails_the_call_and_not_the_process() {
     switch.store(true, Ordering::Relaxed);
     assert!(records.sync().is_err());
     switch.store(false, Ordering::Relaxed);
+    let f3 = || records.child(FileId(1), &name("f3"));
+    let fell_back = f3();
     assert!(matches!(
-        records.state(),
+        fell_back,
         Err(Error::FellBack {
             had: EpochId(2),
+            has: EpochId(1),
             ..
         })
     ));
+    assert_eq!(records.state().expect("state").epoch, EpochId(1));
+    apply(&records, 2, &file(3)).expect("applied again");
+    assert_eq!(f3().expect("read"), Some(FileId(3)));
+}
+
+#[test]
+fn a_sync_makes_earlier_commits_durable() {
+    let (_place, path) = place();
+    let records = Records::create(&path).expect("created");
+    let crashed = path.with_file_name("crashed.redb");
+    let survives = || {
+        std::fs::copy(&path, &crashed).expect("copied");
+        Records::open(&crashed)
+            .expect("opened")
+            .state()
+            .expect("state")
+            .epoch
+    };
+    let stamp = Stamp {
+        inode: 7,
+        ..Stamp::default()
+    };
+    apply(
+        &records,
+        1,
+        &[is(2, object(FILE, 0o600, 0)), bind(1, "f", 2)],
+    )
+    .expect("applied");
+    records.set_stamps(&[(FileId(2), stamp)]).expect("stamped");
+    assert_eq!(survives(), EpochId(0));
+    assert_eq!(records.sync().expect("synced"), EpochId(1));
+    assert_eq!(survives(), EpochId(1));
 }
 
 #[test]

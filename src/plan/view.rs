@@ -1,0 +1,124 @@
+//! What the planner sees of the modules around it.
+
+use super::PlanError;
+use crate::disk::Snapshot;
+use crate::model::{BlockHash, Extent, FileId, Name, Object};
+use crate::records::{self, Records};
+use std::fs::File;
+use std::io;
+
+/// The real tree, by known names.
+pub trait Source {
+    /// Opens a regular file for reading.
+    ///
+    /// # Errors
+    /// `NotFound` or `ESTALE` when no known name holds it any more.
+    fn open(&self, id: FileId) -> io::Result<File>;
+
+    /// An object as it is now, with its extended attributes.
+    ///
+    /// # Errors
+    /// As [`Source::open`].
+    fn snapshot(&self, id: FileId) -> io::Result<Snapshot>;
+
+    /// An object as it is now; the extended attributes may be missing in the answer.
+    ///
+    /// # Errors
+    /// As [`Source::open`].
+    fn look(&self, id: FileId) -> io::Result<Snapshot> {
+        self.snapshot(id)
+    }
+}
+
+/// What the replica holds.
+pub trait Index {
+    /// An object.
+    ///
+    /// # Errors
+    /// [`PlanError::Index`], as all of these.
+    fn object(&self, id: FileId) -> Result<Option<Object>, PlanError>;
+
+    /// Hashes of `count` blocks from block `first`; [`BlockHash::ZERO`] for those it has not.
+    ///
+    /// # Errors
+    /// See [`Index::object`].
+    fn blocks(&self, id: FileId, first: u64, count: u64) -> Result<Vec<BlockHash>, PlanError>;
+
+    /// What a name holds.
+    ///
+    /// # Errors
+    /// See [`Index::object`].
+    fn child(&self, parent: FileId, name: &Name) -> Result<Option<FileId>, PlanError>;
+
+    /// Up to `max` names of an object.
+    ///
+    /// # Errors
+    /// See [`Index::object`].
+    fn links(&self, id: FileId, max: usize) -> Result<Vec<(FileId, Name)>, PlanError>;
+}
+
+impl Index for Records {
+    fn object(&self, id: FileId) -> Result<Option<Object>, PlanError> {
+        Ok(Records::object(self, id)?.map(|record| record.object))
+    }
+
+    fn blocks(&self, id: FileId, first: u64, count: u64) -> Result<Vec<BlockHash>, PlanError> {
+        Ok(Records::blocks(self, id, first, count)?)
+    }
+
+    fn child(&self, parent: FileId, name: &Name) -> Result<Option<FileId>, PlanError> {
+        Ok(Records::child(self, parent, name)?)
+    }
+
+    fn links(&self, id: FileId, max: usize) -> Result<Vec<(FileId, Name)>, PlanError> {
+        Ok(Records::links(self, id, max)?)
+    }
+}
+
+impl From<records::Error> for PlanError {
+    fn from(error: records::Error) -> PlanError {
+        PlanError::Index(Box::new(error))
+    }
+}
+
+/// What changed about an object in a sealed epoch.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Change {
+    /// It was created or first seen in the epoch: everything about it is dirty.
+    pub new: bool,
+    /// Its attributes may have changed.
+    pub attributes: bool,
+    /// Its extended attributes may have changed.
+    pub xattrs: bool,
+    /// The content that may have changed and was not staged since.
+    pub dirty: Vec<Extent>,
+    /// The content that was staged.
+    pub staged: Vec<Extent>,
+    /// The file whose name it took over.
+    pub replaced: Option<FileId>,
+}
+
+/// A sealed epoch.
+pub trait EpochView {
+    /// The objects that it changes, in order.
+    fn objects(&self) -> Vec<FileId>;
+    /// What changed about an object.
+    fn change(&self, id: FileId) -> Option<Change>;
+    /// The names that it binds.
+    fn bindings(&self) -> Vec<(FileId, Name, Option<FileId>)>;
+    /// An object as it was at the seal, if it was changed since.
+    fn saved_stat(&self, id: FileId) -> Option<Snapshot>;
+    /// A file that was unlinked since the seal.
+    fn saved_descriptor(&self, id: FileId) -> Option<File>;
+    /// Whether anything of these bytes may have been saved.
+    fn has_saved(&self, id: FileId, extent: Extent) -> bool;
+    /// Lays the bytes that were saved of `extent` over those that were read before.
+    ///
+    /// # Errors
+    /// When they cannot be read back.
+    fn patch_saved(&self, id: FileId, extent: Extent, bytes: &mut [u8]) -> io::Result<()>;
+    /// The content, as the replica holds it, of a file that the epoch removes.
+    fn delta_base(&self, id: FileId) -> Option<File>;
+    /// These bytes need not be saved any more.
+    fn read_done(&self, id: FileId, extent: Extent);
+}
