@@ -38,8 +38,13 @@ impl Connect for Remote {
 #[derive(Clone)]
 pub struct Embedded {
     root: PathBuf,
+    serving: Arc<Mutex<Option<Serving>>>,
+}
+
+struct Serving {
     // Closed when the thread that serves has ended.
-    serving: Arc<Mutex<Option<Receiver<()>>>>,
+    ended: Receiver<()>,
+    stop: replica::Stop,
 }
 
 impl Embedded {
@@ -49,13 +54,15 @@ impl Embedded {
         Embedded { root, serving: Arc::default() }
     }
 
-    /// Waits until an apply that is under way has ended; not without bounds, since what is
-    /// durable is applied later just as well.
+    /// Waits until an apply that is under way has ended, but not without bounds: what is durable
+    /// is applied later just as well.
     pub fn settle(&self) {
-        if let Some(serving) = self.serving.lock().take()
-            && serving.recv_timeout(EMBEDDED_REPLICA_GRACE) == Err(RecvTimeoutError::Timeout)
-        {
+        let Some(Serving { ended, stop }) = self.serving.lock().take() else { return };
+        let timed_out = |patience| ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout);
+        if timed_out(EMBEDDED_REPLICA_GRACE) {
             tracing::warn!("the replica is still applying; it goes on at the next start");
+            stop.request();
+            let _ = timed_out(EMBEDDED_REPLICA_GRACE);
         }
     }
 }
@@ -67,12 +74,14 @@ impl Connect for Embedded {
         let (link, far) = Link::pair()?;
         let system = |source| transport::Error::System { action: "serve the replica", source };
         let reader = far.try_clone().map_err(system)?;
-        let (ended, serving) = channel::<()>();
+        let (ends, ended) = channel::<()>();
+        let stop = replica::Stop::default();
+        let options = replica::ServeOptions { stop: stop.clone(), ..Default::default() };
         let (root, outcome) = (self.root.clone(), link.outcome.clone());
         std::thread::Builder::new()
             .name("replica".into())
             .spawn(move || {
-                let served = replica::serve(&root, &replica::Options::default(), reader, far);
+                let served = replica::serve(&root, options, reader, far);
                 if let Err(error) = served {
                     outcome.tell(transport::Error::RemoteFailed {
                         host: "this machine".into(),
@@ -80,10 +89,10 @@ impl Connect for Embedded {
                         stderr: error.chain(),
                     });
                 }
-                drop(ended);
+                drop(ends);
             })
             .map_err(system)?;
-        *self.serving.lock() = Some(serving);
+        *self.serving.lock() = Some(Serving { ended, stop });
         Ok(link)
     }
 }

@@ -1,7 +1,7 @@
 //! `mirrorfs mount` and `mirrorfs drain`: from the command line to a daemon that lives.
 
-use super::engine::{Engine, is_root, serves_without_open};
-use super::life::{self, Engine as _, Life, Mount, Signal};
+use super::engine::{Engine, serves_without_open};
+use super::life::{Engine as _, Life, Mount, Signal};
 use super::log::{RotatingLog, to_file, to_stderr};
 use super::places::{self, Places};
 use super::ready::Ready;
@@ -11,9 +11,7 @@ use crate::config::{Local, MIRROR_VERSION, Mirror, Remote};
 use crate::control::{Client, Exit, Failure, Receipt, Reply, Request, Server, Service, Status};
 use crate::mount::{self, Mounted, NoRemoteWait, RemoteWait, holders, table};
 use crate::transport::Target;
-use std::cell::RefCell;
 use std::future::Future;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;

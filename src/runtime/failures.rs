@@ -48,14 +48,25 @@ pub fn state(error: &state::Error) -> Failure {
     Failure::from_error(exit, error).next(next)
 }
 
+fn records_exit(error: &records::Error) -> Exit {
+    use records::Error as E;
+    match error {
+        E::Missing { .. } | E::Version { .. } | E::Damaged { .. } => Exit::Damaged,
+        E::InUse { .. } => Exit::Busy,
+        E::Io { .. } | E::FellBack { .. } => Exit::LocalDisk,
+        E::Inconsistent { .. } | E::Order { .. } => Exit::Failure,
+    }
+}
+
 /// The index.
 pub fn index(error: &records::Error) -> Failure {
-    let exit = if error.is_damage() { Exit::Damaged } else { Exit::LocalDisk };
+    let exit = records_exit(error);
     Failure::from_error(exit, error).next(match exit {
         Exit::Damaged => {
             "move index.redb out of the state directory and mount again: it is made again from \
              what the replica holds"
         }
+        Exit::Busy => "`mirrorfs status` says who uses it; unmount it first",
         _ => "make room on (or mend) the disk of the state directory and try again",
     })
 }
@@ -186,7 +197,7 @@ pub fn replica(error: &replica::ReplicaError) -> Failure {
             Exit::Damaged,
             "keep .mirrorfs as it is, and mount again from the primary with --adopt",
         ),
-        E::Records(error) if error.is_damage() => (
+        E::Records(error) if records_exit(error) == Exit::Damaged => (
             Exit::Damaged,
             "keep .mirrorfs as it is, and mount again from the primary with --adopt",
         ),

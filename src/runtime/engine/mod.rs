@@ -3,6 +3,7 @@
 //!
 //! Everything that needs a path is opened here, before a mount can cover it (invariant I8).
 
+mod source;
 mod standing;
 
 use super::connect::{Embedded, Remote};
@@ -113,7 +114,7 @@ impl Engine {
             state: Arc::clone(&state),
             journal: Arc::clone(&journal),
             index: index.clone(),
-            source: Arc::clone(&backing) as Arc<_>,
+            source: Arc::new(source::Source(Arc::clone(&backing))),
             adopt: mirror.options.adopt,
             fake_super: mirror.options.fake_super,
             suspect: Box::new(move |suspicion| told.suspect(suspicion)),
