@@ -112,6 +112,8 @@ fn command() -> clap::Command {
 fn ask(path: &Path, state_root: Option<&Path>, request: &Request) -> Result<Reply, Failure> {
     let registry = Registry::read(state_root);
     let mirror = registry.find(path)?;
+    // Whoever asks for an unmount must not hold the mount itself.
+    let _ = std::env::set_current_dir("/");
     let mut progress = show::Progress::new();
     let reply = call(&mirror.state_dir, request, &mut |status| {
         progress.show(status)

@@ -81,6 +81,7 @@ fn run(engine: &Arc<Engine>, ready: Ready) -> Result<(), Failure> {
     if let Some(attendant) = attendant {
         local.spawn_local(attendant.run(engine.news()));
     }
+    local.spawn_local(engine.follow_walk());
     let outcome = local.block_on(&runtime, live(life, server, None, &mut |_| {}));
     runtime.shutdown_background();
     let receipt = outcome.inspect_err(|failure| tracing::error!("{}", failure.line()))?;
@@ -116,7 +117,9 @@ pub fn drain(
         engine.start_walk()?;
         let life: Rc<Life<Engine, Kernel>> = Life::new(Arc::clone(&engine), None);
         let patience = timeout.map(|timeout| timeout.saturating_sub(began.elapsed()));
-        let outcome = LocalSet::new().block_on(&runtime, live(life, server, patience, show));
+        let local = LocalSet::new();
+        local.spawn_local(engine.follow_walk());
+        let outcome = local.block_on(&runtime, live(life, server, patience, show));
         runtime.shutdown_background();
         outcome
     })();

@@ -199,6 +199,26 @@ impl Engine {
         Ok(())
     }
 
+    /// Tells the shipping how the walk stands, as long as there is one.
+    pub fn follow_walk(self: &Arc<Self>) -> impl Future<Output = ()> + use<> {
+        let engine = Arc::clone(self);
+        async move {
+            let watch = engine.walk.walker.lock().as_ref().map(Walker::watch);
+            let Some(mut progress) = watch else { return };
+            loop {
+                progress.borrow_and_update();
+                engine.shipper.walked(engine.walked());
+                if progress.changed().await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn walked(&self) -> bool {
+        self.walk.walker.lock().as_ref().is_some_and(Walker::is_complete)
+    }
+
     /// Lets the status say whether `fsync` waits.
     pub fn show_degraded(&self, degraded: Arc<AtomicBool>) {
         *self.degraded.lock() = Some(degraded);

@@ -14,10 +14,6 @@ impl Engine {
         self.walk.walker.lock().as_ref().map(reconcile::Walker::progress)
     }
 
-    fn walked(&self) -> bool {
-        self.walk.walker.lock().as_ref().is_some_and(reconcile::Walker::is_complete)
-    }
-
     fn phase(&self, status: &ship::Status, pending: bool) -> Phase {
         match status.phase {
             ship::Phase::Halted => Phase::Halted,
