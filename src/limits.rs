@@ -71,6 +71,22 @@ pub const FILE_EXTENTS_MAX: usize = 1024;
 /// How many indexed files may be in the hot set (in-place writes whose intent is durable).
 pub const HOT_FILES_MAX: usize = 4096;
 
+/// How old the last in-place write to a file must be before it may leave the hot set, besides
+/// that its epoch is committed: the kernel has written its pages and its ctime back by then
+/// (`dirty_expire_centisecs` is 30 s, the flusher runs every 5 s).
+pub const HOT_SETTLE: Duration = Duration::from_secs(60);
+
+/// How often a hot set that a failing state disk did not take is tried again.
+pub const HOT_RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// The smallest and the largest file that is kept as a base for a delta, in bytes.
+pub const BASE_BYTES_MIN: u64 = 4096;
+/// See [`BASE_BYTES_MIN`].
+pub const BASE_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
+/// How many file ids are reserved on disk at once.
+pub const FILE_IDS_RESERVED: u64 = 65536;
+
 /// How many directory descriptors the backing directory keeps open.
 pub const DIRECTORY_DESCRIPTORS: usize = 512;
 

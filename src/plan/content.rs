@@ -77,7 +77,10 @@ impl Content<'_> {
                     at = hole.end();
                 }
             }
-            if let Some(sealed) = self.sealed {
+            // With a base all may have to be read again.
+            if let Some(sealed) = self.sealed
+                && !matches!(self.against, Against::Content(_))
+            {
                 sealed.read_done(self.id, extent);
             }
         }

@@ -5,12 +5,11 @@ use super::names::Names;
 use super::{
     Against, Base, Change, Emit, EpochView, Index, PlanError, Planned, Planner, Source, Tally,
 };
-use crate::disk::{self, Place, Snapshot};
+use crate::disk::{self, Snapshot};
 use crate::limits::BLOCK_BYTES;
 use crate::model::{Entry, Extent, ExtentSet, FileId, Object, Stamp, Timestamp};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
 
 /// How often an object is looked for while others rename it to and fro.
 const ATTEMPTS_MAX: usize = 64;
@@ -88,7 +87,7 @@ impl Planner {
         let mut emitted = 0;
         if snapshot.object.fixed.is_file() {
             let size = snapshot.object.size;
-            let dirty = dirty(change, is_new, size, known.as_ref());
+            let dirty = dirty(change, size, known.as_ref());
             // Nothing behind the end is read, so nothing but a cut end needs the file.
             let end = size.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES);
             if dirty.overlaps(Extent::between(0, end)).next().is_some() {
@@ -129,6 +128,7 @@ impl Planner {
             }
             _ => Against::Nothing,
         };
+        let against_content = matches!(against, Against::Content(_));
         let mut content = Content {
             id,
             file: &file,
@@ -143,8 +143,16 @@ impl Planner {
             against,
         };
         content.plan(epoch.emit)?;
+        // A base that was changed meanwhile has other bytes than the replica: what was copied
+        // from it is overridden by the bytes themselves.
+        let lost = |replaced| epoch.sealed.delta_base(replaced).is_none();
+        if against_content && replaced.is_some_and(lost) {
+            content.against = Against::Nothing;
+            content.plan(epoch.emit)?;
+        }
         let tally = content.tally;
         epoch.planned.tally.add(tally);
+        epoch.sealed.read_done(id, Extent::new(0, u64::MAX));
         Ok(tally.entries)
     }
 }
@@ -187,7 +195,8 @@ impl Epoch<'_, '_> {
             }
             match live {
                 Ok(live) => return Ok(live),
-                Err(error) if is_gone(&error) => {}
+                // It was removed, then its state is saved; or renamed, then look again.
+                Err(error) if is_gone(&error) => std::thread::yield_now(),
                 Err(source) => {
                     return Err(PlanError::Read {
                         file: id,
@@ -196,18 +205,6 @@ impl Epoch<'_, '_> {
                     });
                 }
             }
-            if let Some(file) = self.sealed.saved_descriptor(id) {
-                let unlinked = disk::look_fully(Place::Open(file.as_fd()));
-                if let Some(saved) = self.sealed.saved_stat(id) {
-                    return Ok(saved);
-                }
-                return unlinked.map_err(|source| PlanError::Read {
-                    file: id,
-                    offset: 0,
-                    source,
-                });
-            }
-            std::thread::yield_now();
         }
         Err(PlanError::Lost { file: id })
     }
@@ -262,20 +259,17 @@ impl Epoch<'_, '_> {
     }
 }
 
-// What of a file is to be read.
-fn dirty(change: &Change, is_new: bool, size: u64, known: Option<&Object>) -> ExtentSet {
-    let mut dirty = ExtentSet::default();
-    if is_new {
-        dirty.insert(Extent::between(0, size));
-        change
-            .staged
-            .iter()
-            .for_each(|extent| dirty.remove(*extent));
-    }
-    change.dirty.iter().for_each(|extent| dirty.insert(*extent));
-    // What is cut off within a block gives this block another hash.
-    if known.is_some_and(|known| known.size > size) && !size.is_multiple_of(BLOCK_BYTES) {
-        dirty.insert(Extent::new(size, BLOCK_BYTES - size % BLOCK_BYTES));
+// What of a file is to be read. Only what is dirty is preserved, so nothing else may be.
+fn dirty(change: &Change, size: u64, known: Option<&Object>) -> ExtentSet {
+    let mut dirty: ExtentSet = change.dirty.iter().copied().collect();
+    match known {
+        // What is cut off within a block gives this block another hash.
+        Some(known) if known.size > size && !size.is_multiple_of(BLOCK_BYTES) => {
+            dirty.insert(Extent::new(size, BLOCK_BYTES - size % BLOCK_BYTES));
+        }
+        // Nobody said what of it there is; but it has a name, so it cannot be left out.
+        None if !change.new => dirty.insert(Extent::between(0, size)),
+        _ => {}
     }
     dirty
 }

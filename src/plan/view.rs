@@ -2,6 +2,7 @@
 
 use super::PlanError;
 use crate::disk::Snapshot;
+use crate::journal::Sealed;
 use crate::model::{BlockHash, Extent, FileId, Name, Object};
 use crate::records::{self, Records};
 use std::fs::File;
@@ -84,13 +85,14 @@ impl From<records::Error> for PlanError {
 /// What changed about an object in a sealed epoch.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Change {
-    /// It was created or first seen in the epoch: everything about it is dirty.
+    /// It was created or first seen in the epoch: everything about it is a change. Of its
+    /// content, what is in `dirty` and `staged` is all there is besides zeros.
     pub new: bool,
     /// Its attributes may have changed.
     pub attributes: bool,
     /// Its extended attributes may have changed.
     pub xattrs: bool,
-    /// The content that may have changed and was not staged since.
+    /// The content that may have changed and was not staged since; may reach past the end.
     pub dirty: Vec<Extent>,
     /// The content that was staged.
     pub staged: Vec<Extent>,
@@ -108,7 +110,7 @@ pub trait EpochView {
     fn bindings(&self) -> Vec<(FileId, Name, Option<FileId>)>;
     /// An object as it was at the seal, if it was changed since.
     fn saved_stat(&self, id: FileId) -> Option<Snapshot>;
-    /// A file that was unlinked since the seal.
+    /// A file that was unlinked since the seal; its state is saved, too.
     fn saved_descriptor(&self, id: FileId) -> Option<File>;
     /// Whether anything of these bytes may have been saved.
     fn has_saved(&self, id: FileId, extent: Extent) -> bool;
@@ -117,8 +119,47 @@ pub trait EpochView {
     /// # Errors
     /// When they cannot be read back.
     fn patch_saved(&self, id: FileId, extent: Extent, bytes: &mut [u8]) -> io::Result<()>;
-    /// The content, as the replica holds it, of a file that the epoch removes.
+    /// The content of a file that the epoch removes, if it was not changed since: what the
+    /// replica holds, most likely.
     fn delta_base(&self, id: FileId) -> Option<File>;
     /// These bytes need not be saved any more.
     fn read_done(&self, id: FileId, extent: Extent);
+}
+
+impl EpochView for Sealed {
+    fn objects(&self) -> Vec<FileId> {
+        Sealed::objects(self)
+    }
+    fn change(&self, id: FileId) -> Option<Change> {
+        let view = Sealed::change(self, id)?;
+        Some(Change {
+            new: view.new,
+            attributes: view.attributes,
+            xattrs: view.xattrs,
+            dirty: view.dirty,
+            staged: view.staged,
+            replaced: view.replaced,
+        })
+    }
+    fn bindings(&self) -> Vec<(FileId, Name, Option<FileId>)> {
+        Sealed::bindings(self)
+    }
+    fn saved_stat(&self, id: FileId) -> Option<Snapshot> {
+        Sealed::saved_stat(self, id)
+    }
+    fn saved_descriptor(&self, id: FileId) -> Option<File> {
+        Sealed::saved_descriptor(self, id)
+    }
+    fn has_saved(&self, id: FileId, extent: Extent) -> bool {
+        Sealed::has_saved(self, id, extent)
+    }
+    fn patch_saved(&self, id: FileId, extent: Extent, bytes: &mut [u8]) -> io::Result<()> {
+        Sealed::patch_saved(self, id, extent, bytes)
+    }
+    fn delta_base(&self, id: FileId) -> Option<File> {
+        Sealed::delta_base(self, id)
+    }
+    fn read_done(&self, id: FileId, extent: Extent) {
+        Sealed::read_done(self, id, extent);
+    }
 }

@@ -152,12 +152,6 @@ impl Row {
             .update(&self.content.bytes());
         Ok(Some(*hasher.update(&encoded).finalize().as_bytes()))
     }
-
-    pub(super) fn is_directory(&self) -> bool {
-        self.object
-            .as_ref()
-            .is_some_and(|object| object.fixed.is_directory())
-    }
 }
 
 pub(super) fn encode_state(state: &State) -> Result<Vec<u8>, Fault> {

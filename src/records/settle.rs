@@ -1,8 +1,7 @@
 //! The end of a change: what has no name is gone, and what remains must be a tree.
 
 use super::error::Fault;
-use super::row::Row;
-use super::tables::{Tables, Touched, Work, touch};
+use super::tables::{Seen, Tables, Touched, Work, touch};
 use crate::limits::BLOCK_BYTES;
 use crate::model::FileId;
 use redb::ReadableTable;
@@ -16,7 +15,10 @@ const BATCH: usize = 1024;
 
 /// Settles what a change has touched; answers what is gone.
 pub(super) fn settle(work: &mut Work, tables: &mut Tables<'_>) -> Result<Vec<FileId>> {
-    work.write_back(tables)?;
+    if matches!(work.touched, Touched::All) {
+        // They are found in the table.
+        work.write_back(tables)?;
+    }
     let mut gone = Vec::new();
     each_touched(work, tables, |work, tables, id, _| {
         let nameless = work.peek(tables, id)?.is_some_and(|row| row.links == 0);
@@ -28,8 +30,8 @@ pub(super) fn settle(work: &mut Work, tables: &mut Tables<'_>) -> Result<Vec<Fil
     let mut rooted = HashSet::from([FileId::ROOT.0]);
     each_touched(work, tables, |work, tables, id, bits| {
         if let Some(row) = work.peek(tables, id)? {
-            check(work, tables, id, &row, bits)?;
-            if row.is_directory() && bits & touch::NAMED != 0 {
+            check(work, tables, id, row, bits)?;
+            if row.is_directory && bits & touch::NAMED != 0 {
                 climb(tables, id, &mut rooted)?;
             }
         } else if bits & touch::PARENT != 0 {
@@ -81,24 +83,24 @@ fn remove(
 ) -> Result<()> {
     let mut nameless = vec![id];
     while let Some(id) = nameless.pop() {
-        let row = work.peek(tables, id)?.unwrap_or_default();
-        if !row.is_directory() {
+        let bits = work.bits(id);
+        let is_directory = work.peek(tables, id)?.is_some_and(|row| row.is_directory);
+        if !is_directory && bits & touch::PARENT != 0 {
             no_children(tables, id, "holds names and is no directory")?;
         }
-        loop {
+        let mut more = is_directory;
+        while more {
             let children = children(tables, id, BATCH)?;
             for (name, child) in &children {
                 if work.unbind(tables, id, name, 0)? == Some(0) {
                     nameless.push(*child);
                 }
             }
-            if children.len() < BATCH {
-                break;
-            }
+            more = children.len() == BATCH;
         }
         work.remove(tables, id)?;
         // One that came and went within the change was never there.
-        if work.was_known(id) {
+        if bits & touch::KNOWN != 0 {
             gone.push(id);
         }
     }
@@ -106,26 +108,26 @@ fn remove(
 }
 
 /// Checks an object that remains, and cuts its blocks to its size.
-fn check(work: &mut Work, tables: &mut Tables<'_>, id: FileId, row: &Row, bits: u8) -> Result<()> {
-    let Some(object) = &row.object else {
+fn check(work: &mut Work, tables: &mut Tables<'_>, id: FileId, row: Seen, bits: u8) -> Result<()> {
+    if !row.exists {
         return Err(Fault::inconsistent(id, "is named and does not exist"));
-    };
-    if id == FileId::ROOT && !row.is_directory() {
+    }
+    if id == FileId::ROOT && !row.is_directory {
         return Err(Fault::inconsistent(id, "must be a directory"));
     }
-    if row.is_directory() && row.links > 1 {
+    if row.is_directory && row.links > 1 {
         return Err(Fault::inconsistent(id, "is a directory with two names"));
     }
-    if !row.is_directory() && bits & touch::PARENT != 0 {
+    if !row.is_directory && bits & touch::PARENT != 0 {
         no_children(tables, id, "holds names and is no directory")?;
     }
-    if bits & touch::CONTENT == 0 || row.content.is_zero() {
+    if bits & touch::CONTENT == 0 || !row.has_content {
         return Ok(());
     }
-    if !object.fixed.is_file() {
+    if !row.is_file {
         return Err(Fault::inconsistent(id, "has content and is no file"));
     }
-    work.drop_blocks(tables, id, object.size.div_ceil(BLOCK_BYTES), u64::MAX)
+    work.drop_blocks(tables, id, row.size.div_ceil(BLOCK_BYTES), u64::MAX)
 }
 
 /// Follows a directory's parents to the root. All that is in `rooted` is known to lead there.

@@ -44,6 +44,31 @@ pub(super) struct Work {
     rows: HashMap<u64, Row>,
 }
 
+/// What the end of a change asks of a row.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    pub(super) exists: bool,
+    pub(super) is_directory: bool,
+    pub(super) is_file: bool,
+    pub(super) size: u64,
+    pub(super) links: u32,
+    pub(super) has_content: bool,
+}
+
+impl From<&Row> for Seen {
+    fn from(row: &Row) -> Seen {
+        let fixed = row.object.as_ref().map(|object| &object.fixed);
+        Seen {
+            exists: fixed.is_some(),
+            is_directory: fixed.is_some_and(crate::model::Fixed::is_directory),
+            is_file: fixed.is_some_and(crate::model::Fixed::is_file),
+            size: row.object.as_ref().map_or(0, |object| object.size),
+            links: row.links,
+            has_content: !row.content.is_zero(),
+        }
+    }
+}
+
 /// The open tables of a transaction.
 pub(super) struct Tables<'t> {
     pub(super) objects: Table<'t, u64, &'static [u8]>,
@@ -121,13 +146,23 @@ impl Work {
         }
     }
 
-    /// A row as it is now.
-    pub(super) fn peek(&self, tables: &Tables<'_>, id: FileId) -> Result<Option<Row>> {
+    /// What a row says now.
+    pub(super) fn peek(&self, tables: &Tables<'_>, id: FileId) -> Result<Option<Seen>> {
         if let Some(row) = self.rows.get(&id.0) {
-            return Ok(Some(row.clone()));
+            return Ok(Some(row.into()));
         }
-        let bytes = tables.objects.get(id.0)?;
-        bytes.map(|bytes| Row::decode(bytes.value())).transpose()
+        let Some(bytes) = tables.objects.get(id.0)? else {
+            return Ok(None);
+        };
+        Ok(Some((&Row::decode(bytes.value())?).into()))
+    }
+
+    /// What the change did to an object, as far as that is known.
+    pub(super) fn bits(&self, id: FileId) -> u8 {
+        match &self.touched {
+            Touched::Some(touched) => touched.get(&id.0).copied().unwrap_or(touch::KNOWN),
+            Touched::All => touch::ANY,
+        }
     }
 
     /// Writes all rows to their table.
@@ -178,7 +213,9 @@ impl Work {
         if held == object {
             return Ok(());
         }
-        self.unbind(tables, parent, name, touch::NAMED)?;
+        if held.is_some() {
+            self.unbind(tables, parent, name, touch::NAMED)?;
+        }
         if let Some(id) = object {
             tables.names.insert(key, id.0)?;
             tables.links.insert((id.0, parent.0, name), ())?;
@@ -209,16 +246,6 @@ impl Work {
         let row = self.row(tables, id, bits)?;
         row.links = row.links.saturating_sub(1);
         Ok(Some(row.links))
-    }
-
-    /// Whether an object was there before the change; yes if that is not known.
-    pub(super) fn was_known(&self, id: FileId) -> bool {
-        match &self.touched {
-            Touched::Some(touched) => touched
-                .get(&id.0)
-                .is_none_or(|bits| bits & touch::KNOWN != 0),
-            Touched::All => true,
-        }
     }
 
     /// Sets the hash of one block.
@@ -252,7 +279,11 @@ impl Work {
         end: u64,
     ) -> Result<()> {
         let content = &mut self.row(tables, id, touch::CONTENT)?.content;
-        if first < end && !content.is_zero() {
+        let some = tables
+            .blocks
+            .range((id.0, first)..(id.0, end.max(first)))?
+            .next();
+        if some.transpose()?.is_some() {
             tables
                 .blocks
                 .retain_in((id.0, first)..(id.0, end), |(_, block), hash| {

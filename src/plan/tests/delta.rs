@@ -11,7 +11,7 @@ fn replace(old: &[u8], new: &[u8], with_base: bool) -> (Planned, Entries) {
     world.ship();
     world.create("f.new", new);
     world.rename("f.new", "f");
-    let mut sealed = world.seal();
+    let sealed = world.seal();
     if with_base {
         sealed.offer_base(&world, base);
     }
@@ -125,7 +125,7 @@ fn a_stage_uses_the_base_too_and_survives_its_change() {
         .expect("an index")
         .expect("a base");
     let file = world.open_file(other);
-    let extents = [crate::model::Extent::between(0, new.len() as u64)];
+    let extents = world.take_dirty(other);
     let mut staged = Vec::new();
     let index = &world.replica;
     let tally = world
@@ -165,6 +165,23 @@ fn a_stage_uses_the_base_too_and_survives_its_change() {
         .map(|part| part.extent.length)
         .sum();
     assert!(copied <= 1 << 20);
+}
+
+#[test]
+fn what_was_copied_from_a_base_that_changes_meanwhile_is_shipped_after_all() {
+    let mut world = World::new();
+    let old = noise(1, 3 << 20);
+    let base = world.create("f", &old);
+    world.ship();
+    let new = inserted(&old, 5000, b"more");
+    let file = world.create("f.new", &new);
+    world.rename("f.new", "f");
+    let sealed = world.seal();
+    sealed.offer_base(&world, base);
+    let (planned, _) = world.ship_sealed(&sealed, |_, sealed| sealed.lose_bases());
+    assert!(planned.tally.bytes_copied > 0 && planned.tally.bytes_emitted > 3 << 20);
+    assert!(world.replica.content[&file] == new);
+    world.compare();
 }
 
 proptest! {

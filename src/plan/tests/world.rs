@@ -81,6 +81,7 @@ impl World {
         let id = self.mint();
         std::fs::write(self.path(id), content).expect("written");
         self.change(id).new = true;
+        self.mark(id, Extent::new(0, content.len() as u64));
         self.bind(FileId::ROOT, text, Some(id));
         id
     }
@@ -132,14 +133,13 @@ impl World {
         std::fs::read(self.path(id)).expect("read")
     }
 
+    pub fn take_dirty(&mut self, id: FileId) -> Vec<Extent> {
+        self.dirty.remove(&id).unwrap_or_default().iter().collect()
+    }
+
     pub fn stage(&mut self, id: FileId) -> Tally {
-        let mut dirty = self.dirty.remove(&id).unwrap_or_default();
+        let extents = self.take_dirty(id);
         let file = self.open_file(id);
-        let is_new = self.changes.get(&id).is_some_and(|change| change.new);
-        if is_new && self.changes[&id].staged.is_empty() {
-            dirty.insert(Extent::between(0, file.metadata().expect("seen").len()));
-        }
-        let extents: Vec<Extent> = dirty.iter().collect();
         let mut emit = collect(&mut self.staged);
         let tally = self
             .planner
@@ -235,15 +235,19 @@ impl Source for World {
 pub struct Sealed {
     pub changes: BTreeMap<FileId, Change>,
     pub bindings: BTreeMap<(FileId, Name), Option<FileId>>,
-    pub bases: HashMap<FileId, PathBuf>,
+    bases: Mutex<HashMap<FileId, PathBuf>>,
     stats: Mutex<HashMap<FileId, Snapshot>>,
     blocks: Mutex<HashMap<(FileId, u64), Vec<u8>>>,
     files: Mutex<HashMap<FileId, File>>,
 }
 
 impl Sealed {
-    pub fn offer_base(&mut self, world: &World, id: FileId) {
-        self.bases.insert(id, world.path(id));
+    pub fn offer_base(&self, world: &World, id: FileId) {
+        self.bases.lock().insert(id, world.path(id));
+    }
+
+    pub fn lose_bases(&self) {
+        self.bases.lock().clear();
     }
 
     fn preserve(&self, world: &World, id: FileId, extent: Extent) {
@@ -328,12 +332,11 @@ impl EpochView for Sealed {
     }
 
     fn delta_base(&self, id: FileId) -> Option<File> {
-        self.bases
-            .get(&id)
-            .map(|path| File::open(path).expect("open"))
+        let bases = self.bases.lock();
+        bases.get(&id).map(|path| File::open(path).expect("open"))
     }
 
     fn read_done(&self, id: FileId, extent: Extent) {
-        assert!(self.changes.contains_key(&id) && !extent.is_empty());
+        assert!(!extent.is_empty(), "nothing was read of {id}");
     }
 }
