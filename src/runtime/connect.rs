@@ -21,14 +21,19 @@ impl Remote {
     /// there.
     #[must_use]
     pub fn new(connector: Connector, terminal: Arc<AtomicBool>) -> Remote {
-        Remote { connector, terminal }
+        Remote {
+            connector,
+            terminal,
+        }
     }
 }
 
 impl Connect for Remote {
     fn connect(&self, closer: &Closer) -> transport::Result<Link> {
         match self.terminal.load(Ordering::SeqCst) {
-            true => self.connector.connect(&Terminal::from_environment(), closer),
+            true => self
+                .connector
+                .connect(&Terminal::from_environment(), closer),
             false => self.connector.connect(&Never, closer),
         }
     }
@@ -51,13 +56,18 @@ impl Embedded {
     /// The replica in this directory.
     #[must_use]
     pub fn new(root: PathBuf) -> Embedded {
-        Embedded { root, serving: Arc::default() }
+        Embedded {
+            root,
+            serving: Arc::default(),
+        }
     }
 
     /// Waits until an apply that is under way has ended, but not without bounds: what is durable
     /// is applied later just as well.
     pub fn settle(&self) {
-        let Some(Serving { ended, stop }) = self.serving.lock().take() else { return };
+        let Some(Serving { ended, stop }) = self.serving.lock().take() else {
+            return;
+        };
         let timed_out = |patience| ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout);
         if timed_out(EMBEDDED_REPLICA_GRACE) {
             tracing::warn!("the replica is still applying; it goes on at the next start");
@@ -72,11 +82,17 @@ impl Connect for Embedded {
         // One at a time: the last one may still be applying.
         self.settle();
         let (link, far) = Link::pair()?;
-        let system = |source| transport::Error::System { action: "serve the replica", source };
+        let system = |source| transport::Error::System {
+            action: "serve the replica",
+            source,
+        };
         let reader = far.try_clone().map_err(system)?;
         let (ends, ended) = channel::<()>();
         let stop = replica::Stop::default();
-        let options = replica::ServeOptions { stop: stop.clone(), ..Default::default() };
+        let options = replica::ServeOptions {
+            stop: stop.clone(),
+            ..Default::default()
+        };
         let (root, outcome) = (self.root.clone(), link.outcome.clone());
         std::thread::Builder::new()
             .name("replica".into())

@@ -42,8 +42,15 @@ pub fn mount(request: MountRequest, ready: Ready) -> Result<(), Failure> {
     prepare_process();
     let engine = Arc::new(Engine::open(mirror, &places.target)?);
     if !ready.is_foreground() {
-        let log = engine.state().directory().try_clone_to_owned().and_then(RotatingLog::open);
-        to_file(log.map_err(|error| failures::local(&error))?, request.verbose);
+        let log = engine
+            .state()
+            .directory()
+            .try_clone_to_owned()
+            .and_then(RotatingLog::open);
+        to_file(
+            log.map_err(|error| failures::local(&error))?,
+            request.verbose,
+        );
     }
     let outcome = run(&engine, ready);
     // However it ended, also before there was a mount: the state is left in order.
@@ -85,7 +92,11 @@ fn run(engine: &Arc<Engine>, ready: Ready) -> Result<(), Failure> {
     let outcome = local.block_on(&runtime, live(life, server, None, &mut |_| {}));
     runtime.shutdown_background();
     let receipt = outcome.inspect_err(|failure| tracing::error!("{}", failure.line()))?;
-    tracing::info!(epoch = receipt.epoch, root_hash = receipt.root_hash, "drained");
+    tracing::info!(
+        epoch = receipt.epoch,
+        root_hash = receipt.root_hash,
+        "drained"
+    );
     Ok(())
 }
 
@@ -138,11 +149,13 @@ async fn live(
 ) -> Result<Receipt, Failure> {
     let clients = server.clients();
     let serving = tokio::task::spawn_local(server.run(Rc::clone(&life)));
-    let (mut terminate, mut interrupt) =
-        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-            (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
-            (Err(error), _) | (_, Err(error)) => return Err(failures::local(&error)),
-        };
+    let (mut terminate, mut interrupt) = match (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) {
+        (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
+        (Err(error), _) | (_, Err(error)) => return Err(failures::local(&error)),
+    };
     // A terminal that is closed is no reason to end.
     let _hangups = signal(SignalKind::hangup());
     let next = async || {
@@ -186,17 +199,25 @@ fn bind(engine: &Engine) -> Result<Server, Failure> {
 /// anything is asked of it.
 fn refuse_mounted(request: &MountRequest) -> Result<(), Failure> {
     let wanted = request.mountpoint.as_ref().unwrap_or(&request.source);
-    let Ok(place) = table::resolve(wanted) else { return Ok(()) };
+    let Ok(place) = table::resolve(wanted) else {
+        return Ok(());
+    };
     if !(place.mount.is_ours() && place.is_mount_point()) {
         return Ok(());
     }
     let known = registry::Registry::read(request.state_root.as_deref());
-    let mirror = known.mirrors().iter().find(|mirror| mirror.mountpoint == place.path);
+    let mirror = known
+        .mirrors()
+        .iter()
+        .find(|mirror| mirror.mountpoint == place.path);
     match mirror.filter(|mirror| Client::connect(&mirror.state_dir).is_ok()) {
         None => Ok(()),
         Some(mirror) => {
             let (source, target) = (mirror.source.display(), &mirror.target);
-            let what = format!("{} is mounted already: {source} -> {target}", place.path.display());
+            let what = format!(
+                "{} is mounted already: {source} -> {target}",
+                place.path.display()
+            );
             Err(Failure::new(Exit::Busy, what)
                 .next(format!("mirrorfs umount {}", place.path.display())))
         }
@@ -209,13 +230,21 @@ fn describe(
     options: crate::config::Options,
 ) -> Result<Mirror, Failure> {
     let target = places.target.to_string();
-    let root = state_root.map(Path::to_owned).or_else(registry::default_root);
+    let root = state_root
+        .map(Path::to_owned)
+        .or_else(registry::default_root);
     let root = root.ok_or_else(|| {
-        Failure::new(Exit::Usage, "there is no place for the state: HOME is not set")
-            .next("give --state-dir")
+        Failure::new(
+            Exit::Usage,
+            "there is no place for the state: HOME is not set",
+        )
+        .next("give --state-dir")
     })?;
     let root = canonical_root(&root)?;
-    let mountpoint = places.mountpoint.clone().unwrap_or_else(|| places.source.clone());
+    let mountpoint = places
+        .mountpoint
+        .clone()
+        .unwrap_or_else(|| places.source.clone());
     Ok(Mirror {
         version: MIRROR_VERSION,
         state_dir: registry::state_dir(&root, &places.source, &target),
@@ -236,14 +265,19 @@ fn canonical_root(root: &Path) -> Result<PathBuf, Failure> {
         .and_then(|()| root.canonicalize())
         .map_err(|error| {
             failures::local(&error)
-                .context(format!("cannot make the state directory {}", root.display()))
+                .context(format!(
+                    "cannot make the state directory {}",
+                    root.display()
+                ))
                 .next("give another --state-dir")
         })
 }
 
 /// Another process may be draining what an earlier mount left: this one takes over.
 fn make_way(mirror: &Mirror) -> Result<(), Failure> {
-    let Ok(client) = Client::connect(&mirror.state_dir) else { return Ok(()) };
+    let Ok(client) = Client::connect(&mirror.state_dir) else {
+        return Ok(());
+    };
     match client.call(&Request::Yield, &mut |_| {}) {
         Ok(Reply::Failed { failure }) => Err(failure),
         Ok(_) => Ok(()),
@@ -322,7 +356,10 @@ struct Kernel {
 
 impl Kernel {
     fn new(mounted: Mounted) -> Kernel {
-        Kernel { mounted, ended: watch::Sender::new(false) }
+        Kernel {
+            mounted,
+            ended: watch::Sender::new(false),
+        }
     }
 
     /// Follows the session to its end.
@@ -330,7 +367,9 @@ impl Kernel {
         let kernel = Arc::clone(self);
         async move {
             let mut session = kernel.mounted.ended();
-            let ended = session.wait_for(|session| *session != mount::Session::Serving).await;
+            let ended = session
+                .wait_for(|session| *session != mount::Session::Serving)
+                .await;
             if let Ok(session) = ended
                 && let mount::Session::Failed(error) = &*session
             {
@@ -348,11 +387,16 @@ impl Mount for Kernel {
             return None;
         }
         let point = self.mounted.entry().point.clone();
-        Some(failures::unmounting(&mount::UnmountError::Busy { point, holders }))
+        Some(failures::unmounting(&mount::UnmountError::Busy {
+            point,
+            holders,
+        }))
     }
 
     fn unmount(&self, lazy: bool) -> Result<(), Failure> {
-        self.mounted.unmount(lazy).map_err(|error| failures::unmounting(&error))
+        self.mounted
+            .unmount(lazy)
+            .map_err(|error| failures::unmounting(&error))
     }
 
     fn ended(&self) -> watch::Receiver<bool> {

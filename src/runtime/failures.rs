@@ -11,13 +11,19 @@ use std::io;
 
 fn is_disk(error: &io::Error) -> bool {
     use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem)
-        || error.raw_os_error() == Some(libc::EIO)
+    matches!(
+        error.kind(),
+        StorageFull | QuotaExceeded | ReadOnlyFilesystem
+    ) || error.raw_os_error() == Some(libc::EIO)
 }
 
 /// A system call on this machine.
 pub fn local(error: &io::Error) -> Failure {
-    let exit = if is_disk(error) { Exit::LocalDisk } else { Exit::Failure };
+    let exit = if is_disk(error) {
+        Exit::LocalDisk
+    } else {
+        Exit::Failure
+    };
     let failure = Failure::from_error(exit, error);
     match exit {
         Exit::LocalDisk => failure.next("make room on (or mend) the local disk and try again"),
@@ -29,10 +35,22 @@ pub fn local(error: &io::Error) -> Failure {
 pub fn state(error: &state::Error) -> Failure {
     use state::Error as E;
     let (exit, next) = match error {
-        E::Missing { .. } => (Exit::NotMounted, "mirrorfs mount SOURCE TARGET [MOUNTPOINT]"),
-        E::OtherOwner { .. } => (Exit::Busy, "give another --state-dir, or mount as its owner"),
-        E::InUse { .. } => (Exit::Busy, "`mirrorfs status` says what it does; unmount it first"),
-        E::Version { .. } => (Exit::Damaged, "use the program that wrote it, or another state"),
+        E::Missing { .. } => (
+            Exit::NotMounted,
+            "mirrorfs mount SOURCE TARGET [MOUNTPOINT]",
+        ),
+        E::OtherOwner { .. } => (
+            Exit::Busy,
+            "give another --state-dir, or mount as its owner",
+        ),
+        E::InUse { .. } => (
+            Exit::Busy,
+            "`mirrorfs status` says what it does; unmount it first",
+        ),
+        E::Version { .. } => (
+            Exit::Damaged,
+            "use the program that wrote it, or another state",
+        ),
         E::Damaged { .. } | E::Manifest { .. } | E::NoManifest { .. } | E::Broken { .. } => (
             Exit::Damaged,
             "move the state directory away and mount again with --adopt: only what differs is sent",
@@ -141,9 +159,10 @@ pub fn transport(error: &transport::Error) -> Failure {
 
 fn refusal(reason: Refusal) -> (Exit, &'static str) {
     match reason {
-        Refusal::Version | Refusal::Protocol => {
-            (Exit::Version, "install the same version of mirrorfs on both sides")
-        }
+        Refusal::Version | Refusal::Protocol => (
+            Exit::Version,
+            "install the same version of mirrorfs on both sides",
+        ),
         Refusal::Foreign => (
             Exit::Refused,
             "choose another target; to take this replica over from its primary: --adopt",
@@ -156,13 +175,18 @@ fn refusal(reason: Refusal) -> (Exit, &'static str) {
             Exit::Refused,
             "choose an empty target; if it holds a copy of the source: --adopt",
         ),
-        Refusal::Busy => (Exit::Busy, "end the session that serves it, or wait for its end"),
-        Refusal::Unusable => {
-            (Exit::ReplicaDisk, "make the target a directory that you can write to, with room")
-        }
-        Refusal::Damaged => {
-            (Exit::Damaged, "run `mirrorfs recover TARGET` on the backup host, or take another")
-        }
+        Refusal::Busy => (
+            Exit::Busy,
+            "end the session that serves it, or wait for its end",
+        ),
+        Refusal::Unusable => (
+            Exit::ReplicaDisk,
+            "make the target a directory that you can write to, with room",
+        ),
+        Refusal::Damaged => (
+            Exit::Damaged,
+            "run `mirrorfs recover TARGET` on the backup host, or take another",
+        ),
     }
 }
 
@@ -176,8 +200,14 @@ pub fn shipping(failure: &ship::Failure) -> Failure {
             Exit::Refused,
             "check the target; if the replica was replaced on purpose: --adopt",
         ),
-        K::Stalled => (Exit::ReplicaDisk, "make room on (or mend) the replica's disk"),
-        K::State => (Exit::LocalDisk, "make room on (or mend) the disk of the state directory"),
+        K::Stalled => (
+            Exit::ReplicaDisk,
+            "make room on (or mend) the replica's disk",
+        ),
+        K::State => (
+            Exit::LocalDisk,
+            "make room on (or mend) the disk of the state directory",
+        ),
         K::Protocol => (
             Exit::Version,
             "check that the program over there is mirrorfs, in the same version as here",
@@ -204,9 +234,10 @@ pub fn replica(error: &replica::ReplicaError) -> Failure {
         E::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
             (Exit::NotMounted, "name the directory of a replica")
         }
-        E::Io { .. } | E::Records(_) => {
-            (Exit::ReplicaDisk, "make room on (or mend) the disk, and try again")
-        }
+        E::Io { .. } | E::Records(_) => (
+            Exit::ReplicaDisk,
+            "make room on (or mend) the disk, and try again",
+        ),
         E::Wire(_) => (Exit::Unreachable, "the primary connects again by itself"),
         E::Stopped => (Exit::Failure, "run it again"),
     };
@@ -241,12 +272,18 @@ mod tests {
             (K::OtherReplica, Exit::Refused),
             (K::Stalled, Exit::ReplicaDisk),
             (K::State, Exit::LocalDisk),
-            (K::Transport(Arc::new(transport::Error::Closed)), Exit::Unreachable),
+            (
+                K::Transport(Arc::new(transport::Error::Closed)),
+                Exit::Unreachable,
+            ),
         ] {
             assert_eq!(shipped(kind).exit, exit);
         }
         let full = io::Error::from_raw_os_error(libc::ENOSPC);
         assert_eq!(local(&full).exit, Exit::LocalDisk);
-        assert_eq!(local(&io::Error::from_raw_os_error(libc::EACCES)).exit, Exit::Failure);
+        assert_eq!(
+            local(&io::Error::from_raw_os_error(libc::EACCES)).exit,
+            Exit::Failure
+        );
     }
 }

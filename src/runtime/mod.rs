@@ -67,7 +67,10 @@ pub fn recover(target: &Path, verbose: u8) -> Result<String, Failure> {
     };
     let mut text = format!("{applied}; epoch {}: {state}", found.epoch);
     if found.suspects > 0 {
-        text.push_str(&format!("; {} objects were changed by others", found.suspects));
+        text.push_str(&format!(
+            "; {} objects were changed by others",
+            found.suspects
+        ));
     }
     Ok(text)
 }
@@ -82,8 +85,14 @@ pub fn serve(path: &Path, verbose: u8) -> Result<(), Failure> {
     rustix::process::umask(rustix::fs::Mode::empty());
     let system = |error: std::io::Error| failures::local(&error).context("standard input");
     // Unbuffered: frames are written whole.
-    let reader = std::io::stdin().as_fd().try_clone_to_owned().map_err(system)?;
-    let writer = std::io::stdout().as_fd().try_clone_to_owned().map_err(system)?;
+    let reader = std::io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(system)?;
+    let writer = std::io::stdout()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(system)?;
     let options = replica::ServeOptions::default();
     replica::serve(path, options, File::from(reader), File::from(writer))
         .map_err(|error| failures::replica(&error))

@@ -68,7 +68,11 @@ impl Walk {
             Suspects::Everything if lost_power => (true, Vec::new()),
             _ => (false, Vec::new()),
         };
-        Start { walk: true, by_content, suspects }
+        Start {
+            walk: true,
+            by_content,
+            suspects,
+        }
     }
 
     fn suspect(&self, suspicion: Suspicion) {
@@ -107,7 +111,11 @@ impl Engine {
             .map_err(|error| failures::local(&error).context("cannot open the source"))?;
         let terminal = Arc::new(AtomicBool::new(true));
         let (connect, embedded) = connect(&mirror, target, &terminal)?;
-        let walk = Arc::new(Walk { suspects, walker: Mutex::default(), early: Mutex::default() });
+        let walk = Arc::new(Walk {
+            suspects,
+            walker: Mutex::default(),
+            early: Mutex::default(),
+        });
         let told = Arc::clone(&walk);
         let shipper = Shipper::start(ship::Options {
             connect,
@@ -162,7 +170,10 @@ impl Engine {
     pub fn first_contact(&self) -> Result<(), Failure> {
         let mut greeting = None;
         loop {
-            match self.shipper.first_contact(Instant::now() + CONTACT_INTERVAL) {
+            match self
+                .shipper
+                .first_contact(Instant::now() + CONTACT_INTERVAL)
+            {
                 Ok(()) => return Ok(()),
                 Err(Some(failure)) if self.known && failure.transient => {
                     tracing::warn!(error = %failure.message, "the replica cannot be reached now");
@@ -195,7 +206,9 @@ impl Engine {
             .map_err(|error| Failure::from_error(Exit::Failure, &error))?;
         *self.walk.walker.lock() = Some(walker);
         let early = std::mem::take(&mut *self.walk.early.lock());
-        early.into_iter().for_each(|suspicion| self.walk.suspect(suspicion));
+        early
+            .into_iter()
+            .for_each(|suspicion| self.walk.suspect(suspicion));
         Ok(())
     }
 
@@ -216,7 +229,11 @@ impl Engine {
     }
 
     fn walked(&self) -> bool {
-        self.walk.walker.lock().as_ref().is_some_and(Walker::is_complete)
+        self.walk
+            .walker
+            .lock()
+            .as_ref()
+            .is_some_and(Walker::is_complete)
     }
 
     /// Lets the status say whether `fsync` waits.
@@ -240,7 +257,9 @@ fn open_index(state: &StateDir) -> Result<Records, Failure> {
     let opened = match path.try_exists() {
         Ok(false) => {
             // It is made again from what the replica holds; without a replica it is new.
-            state.forget_replica_state().map_err(|error| failures::state(&error))?;
+            state
+                .forget_replica_state()
+                .map_err(|error| failures::state(&error))?;
             Records::create(&path)
         }
         _ => Records::open(&path),
@@ -253,7 +272,10 @@ fn open_journal(
     index: &Records,
 ) -> Result<(Arc<Journal>, Suspects), Failure> {
     let known = index.state().map_err(|error| failures::index(&error))?;
-    let directory = state.directory().try_clone_to_owned().map_err(|e| failures::local(&e))?;
+    let directory = state
+        .directory()
+        .try_clone_to_owned()
+        .map_err(|e| failures::local(&e))?;
     let reserving = Arc::clone(state);
     let options = journal::Options {
         directory,
@@ -273,12 +295,17 @@ fn exclude(mirror: &Mirror) -> Result<Exclude, Failure> {
     if let Ok(inside) = root.strip_prefix(&mirror.source) {
         let inside = match inside.as_os_str().is_empty() {
             // The state root is the source itself.
-            true => mirror.state_dir.strip_prefix(&mirror.source).unwrap_or(inside),
+            true => mirror
+                .state_dir
+                .strip_prefix(&mirror.source)
+                .unwrap_or(inside),
             false => inside,
         };
         let Some(text) = inside.to_str() else {
-            return Err(Failure::new(Exit::Path, "the path of the state directory is not UTF-8")
-                .next("give another --state-dir, outside of the source"));
+            return Err(
+                Failure::new(Exit::Path, "the path of the state directory is not UTF-8")
+                    .next("give another --state-dir, outside of the source"),
+            );
         };
         patterns.push(anchored(text));
     }
@@ -326,15 +353,23 @@ fn check(
             || exclude.excludes(Path::new(name), is_directory);
     }
     let known = state.identity();
-    let objects = index.state().map_err(|error| failures::index(&error))?.objects;
-    let remembered = Remembered { identity: known.source.as_ref(), objects };
+    let objects = index
+        .state()
+        .map_err(|error| failures::index(&error))?
+        .objects;
+    let remembered = Remembered {
+        identity: known.source.as_ref(),
+        objects,
+    };
     let allow = Allow {
         empty: mirror.options.allow_empty_source,
         changed: mirror.options.allow_changed_source,
     };
     check_source(&mirror.source, &identity, is_empty, remembered, allow)
         .map_err(|error| failures::source(&error))?;
-    state.set_source(&identity, &mirror.target).map_err(|error| failures::state(&error))
+    state
+        .set_source(&identity, &mirror.target)
+        .map_err(|error| failures::state(&error))
 }
 
 fn connect(

@@ -11,7 +11,11 @@ use tokio::sync::watch;
 
 impl Engine {
     fn walk_progress(&self) -> Option<reconcile::Progress> {
-        self.walk.walker.lock().as_ref().map(reconcile::Walker::progress)
+        self.walk
+            .walker
+            .lock()
+            .as_ref()
+            .map(reconcile::Walker::progress)
     }
 
     fn phase(&self, status: &ship::Status, pending: bool) -> Phase {
@@ -30,7 +34,10 @@ impl Engine {
         Link {
             connected,
             since: status.since.map(rfc3339),
-            last_error: status.failure.as_ref().map(|failure| failure.message.clone()),
+            last_error: status
+                .failure
+                .as_ref()
+                .map(|failure| failure.message.clone()),
         }
     }
 
@@ -76,7 +83,9 @@ impl life::Engine for Engine {
             mountpoint: mirror.mountpoint.display().to_string(),
             state_dir: mirror.state_dir.display().to_string(),
             pid: None,
-            lag_seconds: pressure.oldest.map_or(0.0, |oldest| oldest.elapsed().as_secs_f64()),
+            lag_seconds: pressure
+                .oldest
+                .map_or(0.0, |oldest| oldest.elapsed().as_secs_f64()),
             pending_bytes: pressure.dirty_bytes,
             pending_operations: pressure.operations + sealed,
             epochs: Epochs {
@@ -90,7 +99,9 @@ impl life::Engine for Engine {
             root_hash: status.root_hash.map(|hash| hash.to_string()),
             local: mirror.options.local,
             remote: mirror.options.remote,
-            degraded: degraded.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed)),
+            degraded: degraded
+                .as_ref()
+                .is_some_and(|flag| flag.load(Ordering::Relaxed)),
             progress: self.progress(&status),
             halted: self.halted(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -126,13 +137,18 @@ impl life::Engine for Engine {
     fn halted(&self) -> Option<Failure> {
         let status = self.shipper.status();
         let halted = status.phase == ship::Phase::Halted;
-        status.failure.filter(|_| halted).map(|failure| failures::shipping(&failure))
+        status
+            .failure
+            .filter(|_| halted)
+            .map(|failure| failures::shipping(&failure))
     }
 
     fn obstacle(&self) -> Option<Failure> {
         let status = self.shipper.status();
         let since = status.last_durable;
-        let failure = status.failure.filter(|f| since.is_none_or(|since| f.at > since))?;
+        let failure = status
+            .failure
+            .filter(|f| since.is_none_or(|since| f.at > since))?;
         let is_disk = matches!(failure.kind, FailureKind::Stalled | FailureKind::State);
         is_disk.then(|| failures::shipping(&failure))
     }
@@ -155,12 +171,18 @@ impl life::Engine for Engine {
             embedded.settle();
         }
         // Only what is on the disk may be called clean.
-        let closed = self.backing.sync().map_err(|error| failures::local(&error)).and_then(|()| {
-            let emptied = self.journal.close_clean();
-            emptied.map_err(|e| Failure::from_error(crate::control::Exit::LocalDisk, &e))?;
-            self.index.sync().map_err(|error| failures::index(&error))?;
-            self.state.mark_clean().map_err(|error| failures::state(&error))
-        });
+        let closed = self
+            .backing
+            .sync()
+            .map_err(|error| failures::local(&error))
+            .and_then(|()| {
+                let emptied = self.journal.close_clean();
+                emptied.map_err(|e| Failure::from_error(crate::control::Exit::LocalDisk, &e))?;
+                self.index.sync().map_err(|error| failures::index(&error))?;
+                self.state
+                    .mark_clean()
+                    .map_err(|error| failures::state(&error))
+            });
         if let Err(failure) = closed {
             tracing::error!(error = %failure.line(), "the state is not left clean");
         }

@@ -341,7 +341,13 @@ impl Shipper {
                 return Ok(receipt);
             }
             let over = matches!(status.phase, Phase::Halted | Phase::Stopped);
-            if over || self.shared.changed.wait_until(&mut status, until).timed_out() {
+            if over
+                || self
+                    .shared
+                    .changed
+                    .wait_until(&mut status, until)
+                    .timed_out()
+            {
                 return Err(self.owed(&status));
             }
         }
@@ -353,7 +359,11 @@ impl Shipper {
         let root_hash = status.root_hash.filter(|_| through)?;
         let epoch = status.marks.applied;
         let bytes_shipped = self.bytes_shipped();
-        (epoch == status.marks.durable).then_some(Receipt { epoch, root_hash, bytes_shipped })
+        (epoch == status.marks.durable).then_some(Receipt {
+            epoch,
+            root_hash,
+            bytes_shipped,
+        })
     }
 
     fn owed(&self, status: &Status) -> Owed {
