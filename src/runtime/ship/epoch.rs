@@ -280,6 +280,7 @@ impl Session<'_> {
         }) = self.committing
         {
             self.driver.shared.received.send_replace(generation);
+            self.driver.shared.told();
         }
     }
 

@@ -170,12 +170,19 @@ pub(crate) struct Shared {
     connecting: Mutex<Option<Closer>>,
     // the generation of changes that the replica has in memory at least
     received: watch::Sender<u64>,
+    // changes whenever anything got further
+    news: watch::Sender<u64>,
 }
 
 impl Shared {
     fn update(&self, change: impl FnOnce(&mut Status)) {
         change(&mut self.status.lock());
+        self.told();
+    }
+    /// Wakes all who watch.
+    fn told(&self) {
         self.changed.notify_all();
+        self.news.send_modify(|count| *count += 1);
     }
     fn stopping(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
@@ -206,6 +213,7 @@ impl Shipper {
             bytes: Arc::new(AtomicU64::new(0)),
             connecting: Mutex::new(None),
             received: watch::Sender::new(0),
+            news: watch::Sender::new(0),
         });
         let journal = options.journal.clone();
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -244,7 +252,34 @@ impl Shipper {
     pub fn walked(&self, finished: bool) {
         self.shared.walking.store(!finished, Ordering::SeqCst);
         self.shared.wake.notify_one();
-        self.shared.changed.notify_all();
+        self.shared.told();
+    }
+
+    /// Changes whenever anything got further: the status, the watermarks, the walk.
+    #[must_use]
+    pub fn news(&self) -> watch::Receiver<u64> {
+        self.shared.news.subscribe()
+    }
+
+    /// Somebody more waits for the end (`true`), or somebody less: while there is one, the
+    /// replica applies at once, and no pause is kept.
+    pub fn hurry(&self, more: bool) {
+        match more {
+            true => {
+                self.shared.drains.fetch_add(1, Ordering::SeqCst);
+                self.retry_now();
+            }
+            false => {
+                self.shared.drains.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// The receipt, if everything up to this [`Journal::mark`] is in the replica's tree, on
+    /// stable storage, and nothing is left to be compared.
+    #[must_use]
+    pub fn drained(&self, mark: u64) -> Option<Receipt> {
+        self.receipt(&self.shared.status.lock(), mark)
     }
 
     /// The generation of changes (see [`Journal::mark`]) that the replica has in its memory, to
@@ -291,11 +326,9 @@ impl Shipper {
     /// When the deadline passed, the shipper halted or was stopped; it says what is owed.
     pub fn drain(&self, deadline: Option<Instant>) -> Result<Receipt, Owed> {
         let wanted = self.journal.mark();
-        self.shared.drains.fetch_add(1, Ordering::SeqCst);
-        self.shared.retry.store(true, Ordering::SeqCst);
-        self.shared.wake.notify_one();
+        self.hurry(true);
         let result = self.wait_applied(wanted, deadline);
-        self.shared.drains.fetch_sub(1, Ordering::SeqCst);
+        self.hurry(false);
         result
     }
 
@@ -304,19 +337,8 @@ impl Shipper {
         let until = deadline.unwrap_or_else(|| Instant::now() + far);
         let mut status = self.shared.status.lock();
         loop {
-            let through =
-                !self.walking() && self.journal.committed_watch().borrow().generation >= wanted;
-            if through
-                && status.consistent
-                && status.marks.applied == status.marks.durable
-                && let Some(root_hash) = status.root_hash
-            {
-                let epoch = status.marks.applied;
-                return Ok(Receipt {
-                    epoch,
-                    root_hash,
-                    bytes_shipped: self.bytes_shipped(),
-                });
+            if let Some(receipt) = self.receipt(&status, wanted) {
+                return Ok(receipt);
             }
             let over = matches!(status.phase, Phase::Halted | Phase::Stopped);
             if over
@@ -329,6 +351,19 @@ impl Shipper {
                 return Err(self.owed(&status));
             }
         }
+    }
+
+    fn receipt(&self, status: &Status, wanted: u64) -> Option<Receipt> {
+        let committed = self.journal.committed_watch().borrow().generation;
+        let through = !self.walking() && committed >= wanted && status.consistent;
+        let root_hash = status.root_hash.filter(|_| through)?;
+        let epoch = status.marks.applied;
+        let bytes_shipped = self.bytes_shipped();
+        (epoch == status.marks.durable).then_some(Receipt {
+            epoch,
+            root_hash,
+            bytes_shipped,
+        })
     }
 
     fn owed(&self, status: &Status) -> Owed {
