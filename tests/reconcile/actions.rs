@@ -16,7 +16,10 @@ pub struct Place(Vec<u8>);
 
 impl Place {
     fn path(&self) -> PathBuf {
-        self.0.iter().map(|name| char::from(b'a' + name).to_string()).collect()
+        self.0
+            .iter()
+            .map(|name| char::from(b'a' + name).to_string())
+            .collect()
     }
 }
 
@@ -61,7 +64,9 @@ pub fn action() -> impl Strategy<Value = Action> {
 }
 
 fn bytes(seed: u8, length: u32) -> Vec<u8> {
-    (0..length).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8 ^ seed).collect()
+    (0..length)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8 ^ seed)
+        .collect()
 }
 
 fn is_file(path: &Path) -> bool {
@@ -88,7 +93,9 @@ pub fn offline(root: &Path, action: &Action) {
         }
         Action::Patch(..) | Action::Cut(..) => return,
         Action::Directory(place) => fs::create_dir(at(place)),
-        Action::Remove(place) => fs::remove_file(at(place)).or_else(|_| fs::remove_dir_all(at(place))),
+        Action::Remove(place) => {
+            fs::remove_file(at(place)).or_else(|_| fs::remove_dir_all(at(place)))
+        }
         Action::Rename(one, other) => fs::rename(at(one), at(other)),
         Action::Exchange(one, other) => {
             rustix::fs::renameat_with(CWD, at(one), CWD, at(other), RenameFlags::EXCHANGE)
@@ -97,19 +104,26 @@ pub fn offline(root: &Path, action: &Action) {
         Action::Link(one, other) => fs::hard_link(at(one), at(other)),
         Action::Symlink(place, target) => symlink(format!("to-{target}"), at(place)),
         Action::Fifo(place) => {
-            rustix::fs::mknodat(CWD, at(place), FileType::Fifo, Mode::from(0o600), 0).map_err(Into::into)
+            rustix::fs::mknodat(CWD, at(place), FileType::Fifo, Mode::from(0o600), 0)
+                .map_err(Into::into)
         }
         Action::Permissions(place, mode) => {
-            let Ok(seen) = fs::symlink_metadata(at(place)) else { return };
+            let Ok(seen) = fs::symlink_metadata(at(place)) else {
+                return;
+            };
             if seen.is_symlink() {
                 return;
             }
             // What the test itself needs of directories and files.
             fs::set_permissions(at(place), fs::Permissions::from_mode(mode | 0o700))
         }
-        Action::Modified(place, secs) => {
-            set_mtime(&at(place), Timespec { tv_sec: *secs, tv_nsec: 5 })
-        }
+        Action::Modified(place, secs) => set_mtime(
+            &at(place),
+            Timespec {
+                tv_sec: *secs,
+                tv_nsec: 5,
+            },
+        ),
         Action::Attribute(place, value) => {
             rustix::fs::lsetxattr(at(place), "user.test", &[*value; 3], XattrFlags::empty())
                 .map_err(Into::into)
@@ -123,7 +137,13 @@ pub fn offline(root: &Path, action: &Action) {
             let length = u32::try_from(seen.size()).expect("small");
             open(&path).and_then(|file| {
                 file.write_all_at(&bytes(*seed, length), 0)?;
-                set_mtime(&path, Timespec { tv_sec: seen.mtime(), tv_nsec: seen.mtime_nsec() })
+                set_mtime(
+                    &path,
+                    Timespec {
+                        tv_sec: seen.mtime(),
+                        tv_nsec: seen.mtime_nsec(),
+                    },
+                )
             })
         }
     };
@@ -131,9 +151,20 @@ pub fn offline(root: &Path, action: &Action) {
 }
 
 fn set_mtime(path: &Path, time: Timespec) -> io::Result<()> {
-    let omit = Timespec { tv_sec: 0, tv_nsec: libc::UTIME_OMIT };
-    let times = Timestamps { last_access: omit, last_modification: time };
-    Ok(rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+    let omit = Timespec {
+        tv_sec: 0,
+        tv_nsec: libc::UTIME_OMIT,
+    };
+    let times = Timestamps {
+        last_access: omit,
+        last_modification: time,
+    };
+    Ok(rustix::fs::utimensat(
+        CWD,
+        path,
+        &times,
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?)
 }
 
 /// A user at work, as the kernel would pass it on.
@@ -181,7 +212,10 @@ impl User<'_> {
                 let (parent, name) = self.parent(place)?;
                 let id = match self.file(place) {
                     Ok((id, _)) => {
-                        let cut = SetAttr { size: Some(0), ..SetAttr::default() };
+                        let cut = SetAttr {
+                            size: Some(0),
+                            ..SetAttr::default()
+                        };
                         backing.setattr(id, None, &cut)?;
                         id
                     }
@@ -199,7 +233,10 @@ impl User<'_> {
                 self.write(self.file(place)?.0, u64::from(*offset), &bytes(*seed, 100))
             }
             Action::Cut(place, size) => {
-                let set = SetAttr { size: Some(u64::from(*size)), ..SetAttr::default() };
+                let set = SetAttr {
+                    size: Some(u64::from(*size)),
+                    ..SetAttr::default()
+                };
                 backing.setattr(self.file(place)?.0, None, &set).map(drop)
             }
             Action::Stealth(place, seed) => {
@@ -212,13 +249,24 @@ impl User<'_> {
                 if attr.kind == mirrorfs::backing::Kind::Symlink {
                     return Ok(());
                 }
-                let set = SetAttr { mode: Some(mode | 0o700), ..SetAttr::default() };
+                let set = SetAttr {
+                    mode: Some(mode | 0o700),
+                    ..SetAttr::default()
+                };
                 backing.setattr(attr.id, None, &set).map(drop)
             }
             Action::Modified(place, secs) => {
-                let time = SetTime::At(Timestamp { secs: *secs, nanos: 5 });
-                let set = SetAttr { mtime: Some(time), ..SetAttr::default() };
-                backing.setattr(self.resolve(&place.path())?, None, &set).map(drop)
+                let time = SetTime::At(Timestamp {
+                    secs: *secs,
+                    nanos: 5,
+                });
+                let set = SetAttr {
+                    mtime: Some(time),
+                    ..SetAttr::default()
+                };
+                backing
+                    .setattr(self.resolve(&place.path())?, None, &set)
+                    .map(drop)
             }
             Action::Attribute(place, value) => {
                 let id = self.resolve(&place.path())?;
@@ -233,7 +281,9 @@ impl User<'_> {
         match action {
             Action::Directory(place) => {
                 let (parent, name) = self.parent(place)?;
-                backing.mkdir(User::caller(), parent, &name, 0o755, 0o022).map(drop)
+                backing
+                    .mkdir(User::caller(), parent, &name, 0o755, 0o022)
+                    .map(drop)
             }
             Action::Remove(place) => {
                 let (parent, name) = self.parent(place)?;
@@ -249,17 +299,23 @@ impl User<'_> {
             }
             Action::Link(one, other) => {
                 let (parent, name) = self.parent(other)?;
-                backing.link(self.resolve(&one.path())?, parent, &name).map(drop)
+                backing
+                    .link(self.resolve(&one.path())?, parent, &name)
+                    .map(drop)
             }
             Action::Symlink(place, target) => {
                 let (parent, name) = self.parent(place)?;
                 let target = OsString::from(format!("to-{target}"));
-                backing.symlink(User::caller(), parent, &name, &target).map(drop)
+                backing
+                    .symlink(User::caller(), parent, &name, &target)
+                    .map(drop)
             }
             Action::Fifo(place) => {
                 let (parent, name) = self.parent(place)?;
                 let mode = libc::S_IFIFO | 0o600;
-                backing.mknod(User::caller(), parent, &name, mode, 0, 0).map(drop)
+                backing
+                    .mknod(User::caller(), parent, &name, mode, 0, 0)
+                    .map(drop)
             }
             _ => Ok(()),
         }
@@ -269,7 +325,9 @@ impl User<'_> {
         if data.is_empty() {
             return Ok(());
         }
-        self.0.write(id, None, offset, data, WriteHow::default()).map(drop)
+        self.0
+            .write(id, None, offset, data, WriteHow::default())
+            .map(drop)
     }
 
     fn remove(&self, parent: FileId, name: &OsStr) -> io::Result<()> {

@@ -31,7 +31,11 @@ fn edited(before: impl FnOnce(&Path), edit: impl FnOnce(&Path)) -> (Primary, Ent
 }
 
 fn sent(entries: &Entries) -> usize {
-    entries.iter().filter_map(|(_, bytes)| bytes.as_ref()).map(Vec::len).sum()
+    entries
+        .iter()
+        .filter_map(|(_, bytes)| bytes.as_ref())
+        .map(Vec::len)
+        .sum()
 }
 
 fn write(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) {
@@ -39,7 +43,9 @@ fn write(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) {
 }
 
 fn large(seed: u8) -> Vec<u8> {
-    (0..300_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8 ^ seed).collect()
+    (0..300_000u32)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8 ^ seed)
+        .collect()
 }
 
 #[test]
@@ -66,7 +72,9 @@ fn a_renamed_directory_is_one_name_and_no_content() {
         fs::rename(root.join("old"), root.join("new")).expect("a rename");
     });
     assert_eq!(sent(&entries), 0);
-    let bindings = entries.iter().filter(|(entry, _)| matches!(entry, Entry::Binding { .. }));
+    let bindings = entries
+        .iter()
+        .filter(|(entry, _)| matches!(entry, Entry::Binding { .. }));
     assert_eq!(bindings.count(), 2, "{entries:?}");
 }
 
@@ -91,14 +99,27 @@ fn content_of_the_same_size_and_time_is_found_by_its_ctime() {
     let (_, entries) = edited(before, |root| {
         let path = root.join("file");
         let seen = fs::metadata(&path).expect("a file");
-        let file = fs::OpenOptions::new().write(true).open(&path).expect("a file");
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .expect("a file");
         file.write_all_at(b"stealth", 200_000).expect("a write");
-        let mtime = Timespec { tv_sec: seen.mtime(), tv_nsec: seen.mtime_nsec() };
-        let times = Timestamps { last_access: mtime, last_modification: mtime };
+        let mtime = Timespec {
+            tv_sec: seen.mtime(),
+            tv_nsec: seen.mtime_nsec(),
+        };
+        let times = Timestamps {
+            last_access: mtime,
+            last_modification: mtime,
+        };
         rustix::fs::utimensat(CWD, &path, &times, AtFlags::empty()).expect("utimensat");
     });
     // Only the block that differs.
-    assert!((1..=65536).contains(&sent(&entries)), "{} bytes", sent(&entries));
+    assert!(
+        (1..=65536).contains(&sent(&entries)),
+        "{} bytes",
+        sent(&entries)
+    );
 }
 
 #[test]
@@ -177,15 +198,26 @@ fn a_tree_that_was_renamed_into_sight_is_walked() {
     let (old, new) = (std::ffi::OsStr::new("hidden"), std::ffi::OsStr::new("seen"));
     backing.rename(root, old, root, new, 0).expect("a rename");
     primary.settle();
-    primary.backing().rename(root, new, root, old, 0).expect("a rename");
+    primary
+        .backing()
+        .rename(root, new, root, old, 0)
+        .expect("a rename");
     primary.settle();
 }
 
 // `PROPTEST_CASES` asks for more.
 fn config() -> ProptestConfig {
     let default = ProptestConfig::default();
-    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { default.cases } else { 24 };
-    ProptestConfig { cases, max_shrink_iters: 400, ..default }
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() {
+        default.cases
+    } else {
+        24
+    };
+    ProptestConfig {
+        cases,
+        max_shrink_iters: 400,
+        ..default
+    }
 }
 
 proptest! {

@@ -143,9 +143,17 @@ impl Primary {
         )
         .expect("a backing directory");
         let trees = Mirrored::new(Arc::clone(&backing), Arc::clone(&journal));
-        let everything = Start { walk: true, ..Start::default() };
+        let everything = Start {
+            walk: true,
+            ..Start::default()
+        };
         let walker = Walker::start(Arc::new(trees), everything).expect("a walker");
-        self.running = Some(Running { backing, walker, journal, planner: Planner::new() });
+        self.running = Some(Running {
+            backing,
+            walker,
+            journal,
+            planner: Planner::new(),
+        });
     }
 
     /// The mount ends; what is not shipped is forgotten, as by a crash.
@@ -156,10 +164,16 @@ impl Primary {
     /// Until what was written so far is older than the clock can tell apart.
     pub fn let_the_clock_tick(&self) {
         let probe = || {
-            tempfile::tempfile_in(self.directory.path()).and_then(|file| file.metadata()?.modified())
+            tempfile::tempfile_in(self.directory.path())
+                .and_then(|file| file.metadata()?.modified())
         };
         let first = probe().expect("a file");
-        let passed = || probe().expect("a file").duration_since(first).unwrap_or_default();
+        let passed = || {
+            probe()
+                .expect("a file")
+                .duration_since(first)
+                .unwrap_or_default()
+        };
         while passed() < 3 * mirrorfs::disk::tick() {
             std::thread::yield_now();
         }
@@ -173,14 +187,19 @@ impl Primary {
     pub fn walk(&self) {
         let walker = &self.running.as_ref().expect("running").walker;
         let mut watch = walker.watch();
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime");
         runtime.block_on(async {
             let complete = watch.wait_for(|progress| {
                 assert!(progress.phase != Phase::WaitingToRetry, "{progress:?}");
                 walker.is_complete()
             });
-            tokio::time::timeout(LIMIT, complete).await.expect("in time").expect("a walker");
+            tokio::time::timeout(LIMIT, complete)
+                .await
+                .expect("in time")
+                .expect("a walker");
         });
     }
 
@@ -188,14 +207,21 @@ impl Primary {
     pub fn ship(&mut self) -> Vec<(Entry, Option<Vec<u8>>)> {
         let running = self.running.as_mut().expect("running");
         let mark = running.walker.mark();
-        let Some(sealed) = running.journal.seal(mark.is_some()) else { return Vec::new() };
+        let Some(sealed) = running.journal.seal(mark.is_some()) else {
+            return Vec::new();
+        };
         let mut entries = Vec::new();
         let planned = running
             .planner
-            .epoch(&View(&sealed), &Real(&running.backing), &self.index, &mut |entry, bytes| {
-                entries.push((entry, bytes.map(<[u8]>::to_vec)));
-                Ok(())
-            })
+            .epoch(
+                &View(&sealed),
+                &Real(&running.backing),
+                &self.index,
+                &mut |entry, bytes| {
+                    entries.push((entry, bytes.map(<[u8]>::to_vec)));
+                    Ok(())
+                },
+            )
             .expect("a plan");
         assert!(sealed.finish_reading());
         let mut change = self.index.begin().expect("a change");
@@ -240,7 +266,10 @@ impl Primary {
         let mut tree = real_tree(&self.source());
         let excluded: Vec<PathBuf> = tree
             .keys()
-            .filter(|path| self.exclude.excludes(path, self.source().join(path).is_dir()))
+            .filter(|path| {
+                self.exclude
+                    .excludes(path, self.source().join(path).is_dir())
+            })
             .cloned()
             .collect();
         for path in excluded {

@@ -37,8 +37,11 @@ fn range(offset: u64, length: u64) -> std::ops::Range<usize> {
 impl Replica {
     /// Applies an epoch: entries in order, then what its records say is gone.
     pub fn apply(&mut self, entries: &[(Entry, Option<Vec<u8>>)], gone: &[FileId]) {
-        let before: BTreeMap<FileId, Vec<u8>> =
-            self.objects.iter().map(|(id, (_, content))| (*id, content.clone())).collect();
+        let before: BTreeMap<FileId, Vec<u8>> = self
+            .objects
+            .iter()
+            .map(|(id, (_, content))| (*id, content.clone()))
+            .collect();
         let mut contents = before.clone();
         for (entry, bytes) in entries {
             match entry {
@@ -64,17 +67,26 @@ impl Replica {
                     self.objects.insert(*id, (object.clone(), Vec::new()));
                     contents.insert(*id, content);
                 }
-                Entry::Binding { parent, name, object: Some(id) } => {
+                Entry::Binding {
+                    parent,
+                    name,
+                    object: Some(id),
+                } => {
                     self.names.insert((*parent, name.clone()), *id);
                 }
-                Entry::Binding { parent, name, object: None } => {
+                Entry::Binding {
+                    parent,
+                    name,
+                    object: None,
+                } => {
                     self.names.remove(&(*parent, name.clone()));
                 }
             }
         }
         for id in gone {
             self.objects.remove(id);
-            self.names.retain(|(parent, _), object| parent != id && object != id);
+            self.names
+                .retain(|(parent, _), object| parent != id && object != id);
         }
         for (id, (object, content)) in &mut self.objects {
             *content = contents.remove(id).unwrap_or_default();
@@ -89,7 +101,11 @@ impl Replica {
         let mut open = vec![(FileId::ROOT, PathBuf::new())];
         let mut paths = vec![];
         while let Some((directory, path)) = open.pop() {
-            for ((_, name), id) in self.names.iter().filter(|((parent, _), _)| *parent == directory) {
+            for ((_, name), id) in self
+                .names
+                .iter()
+                .filter(|((parent, _), _)| *parent == directory)
+            {
                 let path = path.join(name.as_os_str());
                 if matches!(self.objects[id].0.fixed, Fixed::Directory) {
                     open.push((*id, path.clone()));
@@ -115,7 +131,11 @@ fn of_object(object: &Object, content: Vec<u8>, first: PathBuf) -> Seen {
         mode: if link { 0o777 } else { object.attributes.mode },
         owner: (object.attributes.uid, object.attributes.gid),
         mtime: Some(object.attributes.mtime),
-        xattrs: object.xattrs.iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect(),
+        xattrs: object
+            .xattrs
+            .iter()
+            .map(|(k, v)| (k.to_vec(), v.to_vec()))
+            .collect(),
         content,
         first,
     }
@@ -159,8 +179,15 @@ pub fn real_tree(root: &Path) -> Tree {
                 nanos: u32::try_from(seen.mtime_nsec()).expect("nanoseconds"),
             }),
             xattrs: xattrs(&full),
-            content: if is_file { fs::read(&full).expect("a file") } else { Vec::new() },
-            first: firsts.entry(seen.ino()).or_insert_with(|| path.clone()).clone(),
+            content: if is_file {
+                fs::read(&full).expect("a file")
+            } else {
+                Vec::new()
+            },
+            first: firsts
+                .entry(seen.ino())
+                .or_insert_with(|| path.clone())
+                .clone(),
         };
         tree.insert(path, seen);
     }
@@ -170,7 +197,9 @@ pub fn real_tree(root: &Path) -> Tree {
 fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut names = [0u8; 4096];
     let length = rustix::fs::llistxattr(path, &mut names[..]).unwrap_or(0);
-    let names = names[..length].split(|&byte| byte == 0).filter(|name| name.starts_with(b"user."));
+    let names = names[..length]
+        .split(|&byte| byte == 0)
+        .filter(|name| name.starts_with(b"user."));
     names
         .map(|name| {
             let mut value = [0u8; 4096];
@@ -189,11 +218,19 @@ pub fn assert_same(replica: &Tree, real: &Tree) {
                 seen.map(|seen| {
                     let length = seen.content.len();
                     let sum: u64 = seen.content.iter().map(|&byte| u64::from(byte)).sum();
-                    let seen = Seen { content: vec![], ..seen.clone() };
+                    let seen = Seen {
+                        content: vec![],
+                        ..seen.clone()
+                    };
                     format!("{length} bytes (sum {sum}) {seen:?}")
                 })
             };
-            panic!("{}:\n replica {:?}\n real    {:?}", path.display(), brief(ours), brief(theirs));
+            panic!(
+                "{}:\n replica {:?}\n real    {:?}",
+                path.display(),
+                brief(ours),
+                brief(theirs)
+            );
         }
     }
 }
