@@ -2,6 +2,7 @@
 //! moments later. `docs/architecture.md` has the path of a change as a table; the modules below
 //! stand in its order.
 
+pub mod backing;
 pub mod config;
 pub mod control;
 pub mod disk;
@@ -11,6 +12,7 @@ pub mod limits;
 pub mod model;
 pub mod plan;
 pub mod records;
+pub mod replica;
 pub mod runtime;
 pub mod sender;
 pub mod state;

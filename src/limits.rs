@@ -96,6 +96,52 @@ pub const FILE_DESCRIPTORS: usize = 256;
 /// Bytes that the sender may have in flight without an answer of the replica.
 pub const WINDOW_BYTES: u64 = 32 * 1024 * 1024;
 
+/// How many entries the log of one epoch may have at the replica.
+pub const STAGE_ENTRIES_MAX: u64 = 16 * 1024 * 1024;
+
+/// How many different objects and names one epoch may have at the replica.
+pub const STAGE_KEYS_MAX: usize = 16 * EPOCH_OBJECTS_MAX;
+
+/// Fragments of new files that end behind this are written to a file of their own, not to the
+/// redo log, in bytes.
+pub const DIRECT_BYTES: u64 = 1024 * 1024;
+
+/// Bytes that are collected before they are written to a redo log.
+pub const REDO_BUFFER_BYTES: usize = 1024 * 1024;
+
+/// Up to how many staged files are synced one by one; more are with their whole file system.
+pub const STAGED_SYNC_MAX: usize = 64;
+
+/// How many epochs may be durable and not applied at the replica before it takes no more.
+pub const REDO_EPOCHS_MAX: usize = 64;
+
+/// How many bytes of redo logs may be durable and not applied before no more is taken.
+pub const REDO_BYTES_MAX: u64 = 512 * 1024 * 1024;
+
+/// How many epochs are applied as one.
+pub const GROUP_EPOCHS_MAX: usize = 32;
+
+/// How long an apply that failed waits before it is tried again.
+pub const APPLY_RETRY_PAUSE: Duration = Duration::from_secs(2);
+
+/// How many objects one apply reports as not what the records say.
+pub const SUSPECTS_MAX: usize = 4096;
+
+/// Bytes of a stage after which the replica confirms what it has.
+pub const STAGED_CONFIRM_BYTES: u64 = WINDOW_BYTES / 8;
+
+/// Messages of the primary that the replica has read and not yet looked at.
+pub const INBOX_MESSAGES: usize = 16;
+
+/// Messages of the replica that are not yet sent.
+pub const OUTBOX_MESSAGES: usize = 64;
+
+/// Stack of the thread that applies, in bytes; a replay searches directories recursively.
+pub const APPLY_STACK_BYTES: usize = 16 * 1024 * 1024;
+
+/// How long an older serving process gets to end before it is killed, and as long again after.
+pub const TAKEOVER_DEADLINE: Duration = Duration::from_secs(8);
+
 /// How often a silent link is asked whether it is alive.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 

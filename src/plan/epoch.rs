@@ -2,10 +2,9 @@
 
 use super::content::Content;
 use super::names::Names;
-use super::{
-    Against, Base, Change, Emit, EpochView, Index, PlanError, Planned, Planner, Source, Tally,
-};
+use super::{Against, Base, Emit, EpochView, Index, PlanError, Planned, Planner, Source, Tally};
 use crate::disk::{self, Snapshot};
+use crate::journal::ChangeView;
 use crate::limits::BLOCK_BYTES;
 use crate::model::{Entry, Extent, ExtentSet, FileId, Object, Stamp, Timestamp};
 use std::fs::File;
@@ -75,7 +74,7 @@ impl Planner {
         &mut self,
         epoch: &mut Epoch<'_, '_>,
         id: FileId,
-        change: &Change,
+        change: &ChangeView,
         known: Option<Object>,
     ) -> Result<(), PlanError> {
         let now = disk::coarse_now();
@@ -237,7 +236,7 @@ impl Epoch<'_, '_> {
         dirty: u64,
         base: &'b mut Option<Base>,
     ) -> Result<Against<'b>, PlanError> {
-        let changed = |change: Change| !change.dirty.is_empty() || !change.staged.is_empty();
+        let changed = |change: ChangeView| !change.dirty.is_empty() || !change.staged.is_empty();
         let object = self
             .index
             .object(replaced)?
@@ -260,7 +259,7 @@ impl Epoch<'_, '_> {
 }
 
 // What of a file is to be read. Only what is dirty is preserved, so nothing else may be.
-fn dirty(change: &Change, size: u64, known: Option<&Object>) -> ExtentSet {
+fn dirty(change: &ChangeView, size: u64, known: Option<&Object>) -> ExtentSet {
     let mut dirty: ExtentSet = change.dirty.iter().copied().collect();
     match known {
         // What is cut off within a block gives this block another hash.

@@ -23,7 +23,7 @@ mod table;
 mod view;
 
 pub use delta::Base;
-pub use view::{Change, EpochView, Index, Source};
+pub use view::{EpochView, Index, Source};
 
 use crate::model::{Entry, Extent, ExtentSet, FileId, Stamp};
 use content::Content;

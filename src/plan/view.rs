@@ -2,7 +2,7 @@
 
 use super::PlanError;
 use crate::disk::Snapshot;
-use crate::journal::Sealed;
+use crate::journal::{ChangeView, Sealed};
 use crate::model::{BlockHash, Extent, FileId, Name, Object};
 use crate::records::{self, Records};
 use std::fs::File;
@@ -82,30 +82,12 @@ impl From<records::Error> for PlanError {
     }
 }
 
-/// What changed about an object in a sealed epoch.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Change {
-    /// It was created or first seen in the epoch: everything about it is a change. Of its
-    /// content, what is in `dirty` and `staged` is all there is besides zeros.
-    pub new: bool,
-    /// Its attributes may have changed.
-    pub attributes: bool,
-    /// Its extended attributes may have changed.
-    pub xattrs: bool,
-    /// The content that may have changed and was not staged since; may reach past the end.
-    pub dirty: Vec<Extent>,
-    /// The content that was staged.
-    pub staged: Vec<Extent>,
-    /// The file whose name it took over.
-    pub replaced: Option<FileId>,
-}
-
 /// A sealed epoch.
 pub trait EpochView {
     /// The objects that it changes, in order.
     fn objects(&self) -> Vec<FileId>;
     /// What changed about an object.
-    fn change(&self, id: FileId) -> Option<Change>;
+    fn change(&self, id: FileId) -> Option<ChangeView>;
     /// The names that it binds.
     fn bindings(&self) -> Vec<(FileId, Name, Option<FileId>)>;
     /// An object as it was at the seal, if it was changed since.
@@ -130,16 +112,8 @@ impl EpochView for Sealed {
     fn objects(&self) -> Vec<FileId> {
         Sealed::objects(self)
     }
-    fn change(&self, id: FileId) -> Option<Change> {
-        let view = Sealed::change(self, id)?;
-        Some(Change {
-            new: view.new,
-            attributes: view.attributes,
-            xattrs: view.xattrs,
-            dirty: view.dirty,
-            staged: view.staged,
-            replaced: view.replaced,
-        })
+    fn change(&self, id: FileId) -> Option<ChangeView> {
+        Sealed::change(self, id)
     }
     fn bindings(&self) -> Vec<(FileId, Name, Option<FileId>)> {
         Sealed::bindings(self)

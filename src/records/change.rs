@@ -141,27 +141,37 @@ impl Change {
         Ok(())
     }
 
-    /// Derives what is gone, checks that the tree is one, and makes it the state of the epoch.
+    /// Derives what is gone, checks that the tree is one, and makes it the state of the epoch:
+    /// [`Change::settle`] and [`Change::finish`].
     ///
     /// # Errors
     /// [`Error::Inconsistent`] and [`Error::Order`]: nothing was changed. Others: ask
     /// [`super::Records::state`] whether it was.
     pub fn commit(mut self, commit: &Commit, durability: Durability) -> Result<Applied> {
+        let applied = self.settle(commit)?;
+        self.finish(durability)?;
+        Ok(applied)
+    }
+
+    /// Ends an epoch within the change: derives what is gone and checks that the tree is one.
+    /// Nobody else sees it before [`Change::finish`], and the entries of the next epoch may
+    /// follow.
+    ///
+    /// # Errors
+    /// [`Error::Inconsistent`], [`Error::Order`], [`Error::Io`], [`Error::Damaged`]; the change
+    /// is then over.
+    pub fn settle(&mut self, commit: &Commit) -> Result<Applied> {
         let has = self.base.epoch;
         if !self.import && (commit.parent != has || commit.epoch <= has) {
+            self.failed = true;
             let Commit { epoch, parent, .. } = *commit;
             return Err(Error::Order { epoch, parent, has });
         }
         self.flush()?;
-        let Change {
-            mut writing,
-            mut work,
-            import,
-            ..
-        } = self;
-        let applied = writing.step(|write| {
+        let Change { writing, work, .. } = self;
+        let settled = writing.step(|write| {
             let mut tables = Tables::open(write)?;
-            let gone = settle::settle(&mut work, &mut tables)?;
+            let gone = settle::settle(work, &mut tables)?;
             let state = State {
                 epoch: commit.epoch,
                 digest: commit.digest,
@@ -173,9 +183,28 @@ impl Change {
                 .open_table(META)?
                 .insert(META_STATE, &encode_state(&state)?[..])?;
             Ok(Applied { state, gone })
-        })?;
-        writing.commit(Some((commit.epoch, import)), durability)?;
+        });
+        self.failed |= settled.is_err();
+        let applied = settled?;
+        self.base = applied.state;
+        self.work = Work::new(applied.state);
         Ok(applied)
+    }
+
+    /// Makes what was settled the state of the records; entries behind the last
+    /// [`Change::settle`] are an error.
+    ///
+    /// # Errors
+    /// As [`Change::commit`].
+    pub fn finish(self, durability: Durability) -> Result<()> {
+        if self.failed || !self.steps.is_empty() {
+            let detail = "is in a change that was not settled";
+            return Err(Error::Inconsistent {
+                id: FileId::ROOT,
+                detail,
+            });
+        }
+        self.writing.commit(Some((self.base.epoch, self.import)), durability)
     }
 
     /// Undoes everything; so does dropping it.

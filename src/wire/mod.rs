@@ -4,6 +4,9 @@
 //! `Write` and a `Read` that a transport gives them, [`encode`] and [`decode`] work on buffers.
 //! What [`decode`] returns has been validated, so its bounds need no second look elsewhere.
 
+/// The newest version of the protocol. 1: the first one.
+pub const PROTOCOL_VERSION: u16 = 1;
+
 mod compress;
 mod digest;
 mod frame;

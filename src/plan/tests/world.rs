@@ -2,9 +2,13 @@
 
 use super::model::{Entries, Model};
 use crate::disk::{self, Place, Snapshot};
+use crate::journal::ChangeView;
 use crate::limits::BLOCK_BYTES;
-use crate::model::{Entry, Extent, ExtentSet, FileId, Name};
-use crate::plan::{Against, Change, EpochView, Planned, Planner, Source, Tally};
+use crate::model::{
+    Commit, Entry, EpochId, Extent, ExtentSet, FileId, Incarnation, Name, Timestamp,
+};
+use crate::plan::{Against, EpochView, Index, Planned, Planner, Source, Tally};
+use crate::records::{Durability, Records};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
@@ -17,9 +21,12 @@ use std::path::PathBuf;
 pub struct World {
     place: tempfile::TempDir,
     pub replica: Model,
+    /// Takes the same entries as the replica, and must come to the same state.
+    records: Records,
+    epoch: EpochId,
     pub planner: Planner,
     pub names: BTreeMap<(FileId, Name), FileId>,
-    pub changes: BTreeMap<FileId, Change>,
+    pub changes: BTreeMap<FileId, ChangeView>,
     dirty: BTreeMap<FileId, ExtentSet>,
     bindings: BTreeMap<(FileId, Name), Option<FileId>>,
     pub staged: Entries,
@@ -39,8 +46,11 @@ fn collect(into: &mut Entries) -> impl FnMut(Entry, Option<&[u8]>) -> io::Result
 
 impl World {
     pub fn new() -> World {
+        let place = tempfile::tempdir().expect("a directory");
         World {
-            place: tempfile::tempdir().expect("a directory"),
+            records: Records::create(&place.path().join("records")).expect("created"),
+            epoch: EpochId(0),
+            place,
             replica: Model::new(),
             planner: Planner::new(),
             names: BTreeMap::new(),
@@ -56,7 +66,7 @@ impl World {
         self.place.path().join(id.to_string())
     }
 
-    pub fn change(&mut self, id: FileId) -> &mut Change {
+    pub fn change(&mut self, id: FileId) -> &mut ChangeView {
         self.changes.entry(id).or_default()
     }
 
@@ -192,9 +202,44 @@ impl World {
             .expect("planned");
         self.planner = planner;
         self.replica.apply(&entries);
+        self.record(&entries);
         self.planner.committed();
         assert_eq!(planned.tally.entries as usize, entries.len() - staged);
         (planned, entries)
+    }
+
+    fn record(&mut self, entries: &Entries) {
+        let mut change = self.records.begin().expect("begun");
+        for (entry, _) in entries {
+            change.entry(entry).expect("recorded");
+        }
+        let parent = self.epoch;
+        self.epoch = parent.next();
+        let commit = Commit {
+            epoch: self.epoch,
+            parent,
+            incarnation: Incarnation(1),
+            sealed_at: Timestamp::default(),
+            consistent: true,
+            entries: entries.len() as u64,
+            digest: [0; 32],
+        };
+        let state = change
+            .commit(&commit, Durability::None)
+            .expect("committed")
+            .state;
+        assert_eq!(state.objects, self.replica.objects.len() as u64);
+        assert_eq!(state.names, self.replica.names.len() as u64);
+        for (id, object) in &self.replica.objects {
+            let known = Index::object(&self.records, *id).expect("read");
+            assert!(*id == FileId::ROOT || known.as_ref() == Some(object));
+            let count = object.size.div_ceil(BLOCK_BYTES) + 2;
+            let blocks = |index: &dyn Index| index.blocks(*id, 0, count).expect("read");
+            assert_eq!(blocks(&self.records), blocks(&self.replica));
+        }
+        for ((parent, name), id) in &self.replica.names {
+            assert_eq!(self.records.child(*parent, name).expect("read"), Some(*id));
+        }
     }
 
     /// The replica is what the directory is now.
@@ -233,7 +278,7 @@ impl Source for World {
 
 #[derive(Default)]
 pub struct Sealed {
-    pub changes: BTreeMap<FileId, Change>,
+    pub changes: BTreeMap<FileId, ChangeView>,
     pub bindings: BTreeMap<(FileId, Name), Option<FileId>>,
     bases: Mutex<HashMap<FileId, PathBuf>>,
     stats: Mutex<HashMap<FileId, Snapshot>>,
@@ -291,7 +336,7 @@ impl EpochView for Sealed {
         self.changes.keys().copied().collect()
     }
 
-    fn change(&self, id: FileId) -> Option<Change> {
+    fn change(&self, id: FileId) -> Option<ChangeView> {
         self.changes.get(&id).cloned()
     }
 
