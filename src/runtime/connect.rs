@@ -86,7 +86,10 @@ impl Connect for Embedded {
             action: "serve the replica",
             source,
         };
-        let reader = far.try_clone().map_err(system)?;
+        let (reader, end) = (
+            far.try_clone().map_err(system)?,
+            far.try_clone().map_err(system)?,
+        );
         let (ends, ended) = channel::<()>();
         let stop = replica::Stop::default();
         let options = replica::ServeOptions {
@@ -105,6 +108,8 @@ impl Connect for Embedded {
                         stderr: error.chain(),
                     });
                 }
+                // The threads that it read and wrote with have ends of their own.
+                let _ = end.shutdown(std::net::Shutdown::Both);
                 drop(ends);
             })
             .map_err(system)?;
