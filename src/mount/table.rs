@@ -247,12 +247,12 @@ mod tests {
     fn a_line_is_read_with_its_escapes() {
         let table = b"29 1 0:24 / / rw - ext4 /dev/root rw\n\
             broken line\n\
-            36 29 0:52 / /home/a\\040b rw,nosuid shared:1 master:2 - fuse.mirrorfs /s\\040->\\040t rw\n";
+            36 29 0:52 / /point/a\\040b rw,nosuid shared:1 master:2 - fuse.mirrorfs /s\\040->\\040t rw\n";
         let entries = parse(table);
         assert_eq!(entries.len(), 2);
         let ours = &entries[1];
         assert!(ours.is_ours() && !entries[0].is_ours());
-        assert_eq!(ours.point, Path::new("/home/a b"));
+        assert_eq!(ours.point, Path::new("/point/a b"));
         assert_eq!(ours.source, "/s -> t");
         assert_eq!(
             ours.device,

@@ -128,26 +128,24 @@ pub fn offline(root: &Path, action: &Action) {
             rustix::fs::lsetxattr(at(place), "user.test", &[*value; 3], XattrFlags::empty())
                 .map_err(Into::into)
         }
-        Action::Stealth(place, seed) => {
-            let path = at(place);
-            if !is_file(&path) {
-                return;
-            }
-            let seen = fs::metadata(&path).expect("a file");
-            let length = u32::try_from(seen.size()).expect("small");
-            open(&path).and_then(|file| {
-                file.write_all_at(&bytes(*seed, length), 0)?;
-                set_mtime(
-                    &path,
-                    Timespec {
-                        tv_sec: seen.mtime(),
-                        tv_nsec: seen.mtime_nsec(),
-                    },
-                )
-            })
-        }
+        Action::Stealth(place, seed) => stealth(&at(place), *seed),
     };
     drop(result);
+}
+
+fn stealth(path: &Path, seed: u8) -> io::Result<()> {
+    if !is_file(path) {
+        return Ok(());
+    }
+    let seen = fs::metadata(path)?;
+    let length = u32::try_from(seen.size()).expect("small");
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.write_all_at(&bytes(seed, length), 0)?;
+    let mtime = Timespec {
+        tv_sec: seen.mtime(),
+        tv_nsec: seen.mtime_nsec(),
+    };
+    set_mtime(path, mtime)
 }
 
 fn set_mtime(path: &Path, time: Timespec) -> io::Result<()> {

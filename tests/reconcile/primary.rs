@@ -4,9 +4,9 @@ use super::replica::{Replica, Tree, assert_same, real_tree};
 use mirrorfs::backing::{self, Backing, Local};
 use mirrorfs::disk::Snapshot;
 use mirrorfs::exclude::Exclude;
-use mirrorfs::journal::{self, Journal, Sealed};
-use mirrorfs::model::{Commit, Entry, EpochId, Extent, FileId, Incarnation, Name, Timestamp};
-use mirrorfs::plan::{Change, EpochView, Planner, Source};
+use mirrorfs::journal::{self, Journal};
+use mirrorfs::model::{Commit, Entry, EpochId, FileId, Incarnation, Timestamp};
+use mirrorfs::plan::{Planner, Source};
 use mirrorfs::reconcile::{Mirrored, Phase, Start, Walker};
 use mirrorfs::records::{Durability, Records};
 use parking_lot::Mutex;
@@ -45,46 +45,6 @@ impl Source for Real<'_> {
     }
     fn snapshot(&self, id: FileId) -> io::Result<Snapshot> {
         self.0.snapshot(id)
-    }
-}
-
-struct View<'a>(&'a Sealed);
-
-impl EpochView for View<'_> {
-    fn objects(&self) -> Vec<FileId> {
-        self.0.objects()
-    }
-    fn change(&self, id: FileId) -> Option<Change> {
-        let view = self.0.change(id)?;
-        Some(Change {
-            new: view.new,
-            attributes: view.attributes,
-            xattrs: view.xattrs,
-            dirty: view.dirty,
-            staged: view.staged,
-            replaced: view.replaced,
-        })
-    }
-    fn bindings(&self) -> Vec<(FileId, Name, Option<FileId>)> {
-        self.0.bindings()
-    }
-    fn saved_stat(&self, id: FileId) -> Option<Snapshot> {
-        self.0.saved_stat(id)
-    }
-    fn saved_descriptor(&self, id: FileId) -> Option<File> {
-        self.0.saved_descriptor(id)
-    }
-    fn has_saved(&self, id: FileId, extent: Extent) -> bool {
-        self.0.has_saved(id, extent)
-    }
-    fn patch_saved(&self, id: FileId, extent: Extent, bytes: &mut [u8]) -> io::Result<()> {
-        self.0.patch_saved(id, extent, bytes)
-    }
-    fn delta_base(&self, id: FileId) -> Option<File> {
-        self.0.delta_base(id)
-    }
-    fn read_done(&self, id: FileId, extent: Extent) {
-        self.0.read_done(id, extent);
     }
 }
 
@@ -214,7 +174,7 @@ impl Primary {
         let planned = running
             .planner
             .epoch(
-                &View(&sealed),
+                &*sealed,
                 &Real(&running.backing),
                 &self.index,
                 &mut |entry, bytes| {
