@@ -93,6 +93,54 @@ pub const DIRECTORY_DESCRIPTORS: usize = 512;
 /// How many file descriptors without a handle the backing directory keeps open.
 pub const FILE_DESCRIPTORS: usize = 256;
 
+/// How many names of a directory a walk takes at a time.
+pub const WALK_BATCH: usize = 1024;
+
+/// How many names of one directory a walk remembers, so as not to inspect them twice.
+pub const WALK_SEEN_NAMES_MAX: usize = 128 * 1024;
+
+/// How many directories and suspects that cannot be read a walk keeps apart; past that, all is
+/// walked again.
+pub const WALK_FAILURES_MAX: usize = 4096;
+
+/// How many of them are told of.
+pub const WALK_FAILURES_SHOWN: usize = 8;
+
+/// The first and the longest pause before they are tried again.
+pub const WALK_RETRY_MIN: Duration = Duration::from_secs(1);
+/// See [`WALK_RETRY_MIN`].
+pub const WALK_RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// How many suspects may wait; past that, the whole tree is compared by content.
+pub const WALK_SUSPECTS_MAX: usize = 64 * 1024;
+
+/// How many names a path has that is told to a person.
+pub const DESCRIBED_DEPTH_MAX: usize = 256;
+
+/// How many processes, and how many mounts, are named when a mount is busy.
+pub const HOLDERS_MAX: usize = 16;
+
+/// How long a mount that is found at the mount point may take to answer.
+pub const STALE_MOUNT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How many dead mounts on top of each other are detached.
+pub const STALE_MOUNTS_MAX: usize = 16;
+
+/// The fewest and the most threads that serve the kernel; more than cores hurt.
+pub const SERVING_THREADS_MIN: usize = 2;
+/// See [`SERVING_THREADS_MIN`].
+pub const SERVING_THREADS_MAX: usize = 4;
+
+/// The largest write and read that the kernel sends, in bytes.
+pub const REQUEST_BYTES_MAX: u32 = 1024 * 1024;
+
+/// How many requests of its own (read-ahead, asynchronous I/O) the kernel may have in flight.
+pub const BACKGROUND_REQUESTS_MAX: u16 = 128;
+
+/// How much one `copy_file_range` may copy, so that it does not hold a serving thread for long;
+/// a whole number of blocks of every file system that can share them.
+pub const COPY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
 /// Bytes that the sender may have in flight without an answer of the replica.
 pub const WINDOW_BYTES: u64 = 32 * 1024 * 1024;
 

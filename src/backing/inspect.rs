@@ -122,11 +122,15 @@ impl Backing {
             };
             let id = self.arrive(parent, name.clone(), &seen)?;
             let _visit = Visit { backing: self, id };
-            let _held = self.locks.lock(&[parent, id]);
+            let place = (parent, name.clone());
+            let stale = self.stale_place(&place, id, &seen)?;
+            let elsewhere = stale.as_ref().map_or(parent, |(elsewhere, _)| *elsewhere);
+            let _held = self.locks.lock(&[parent, id, elsewhere]);
             if let Some(again) = look()?
                 && again.is_same(&seen)
+                && self.stale_place(&place, id, &seen)? == stale
             {
-                return self.inspect_seen(&(parent, name.clone()), id, &again);
+                return self.inspect_seen(&place, stale.as_ref(), id, &again);
             }
         }
         Err(errno(libc::EBUSY))
@@ -171,6 +175,16 @@ impl Backing {
         Ok(true)
     }
 
+    /// Where else the known tree has a directory. It has one name only, so it was moved while
+    /// nothing was mounted; no epoch may be sealed that has it in both places.
+    fn stale_place(&self, place: &Place, id: FileId, seen: &Seen) -> io::Result<Option<Place>> {
+        if !seen.is_directory() {
+            return Ok(None);
+        }
+        let known = self.journal.known_links(id, 2).map_err(broken)?;
+        Ok(known.into_iter().find(|other| other != place))
+    }
+
     fn unbind_missing(&self, parent: FileId, name: &Name) -> io::Result<()> {
         if let Some(id) = self.journal.known_child(parent, name).map_err(broken)? {
             let operation = self.begin();
@@ -184,6 +198,7 @@ impl Backing {
     fn inspect_seen(
         &self,
         place: &Place,
+        stale: Option<&Place>,
         id: FileId,
         seen: &Seen,
     ) -> io::Result<Option<Inspected>> {
@@ -215,6 +230,10 @@ impl Backing {
         if was_new {
             operation.before_attributes(*parent, self).map_err(broken)?;
             operation.bind(*parent, name, id);
+        }
+        if let Some(stale) = stale {
+            operation.unbind_stale(stale.0, &stale.1);
+            self.nodes.remove_place(id, stale, false);
         }
         self.nodes.set_verified(id, walk);
         Ok(Some(Inspected {

@@ -156,7 +156,13 @@ impl Backing {
     /// # Errors
     /// ENOENT if nothing; else those of statx(2).
     pub fn lookup(&self, parent: FileId, name: &OsStr) -> io::Result<Attr> {
-        let name = self.name(parent, name).map_err(|_| errno(libc::ENOENT))?;
+        let name = self
+            .name(parent, name)
+            .map_err(|error| match error.raw_os_error() {
+                // The reserved name is not there, as far as anybody can see.
+                Some(libc::EPERM) => errno(libc::ENOENT),
+                _ => error,
+            })?;
         let directory = self.directory(parent)?;
         let seen = Seen::entry(&*directory, name.as_bytes(), self.home)?;
         let id = self.arrive(parent, name, &seen)?;

@@ -231,6 +231,14 @@ impl Operation<'_> {
         self.attributes(parent);
     }
 
+    /// A directory was found elsewhere than where the known tree has it: it is not there any
+    /// more. The attributes of `parent` are none of it; that may be gone itself, and is compared
+    /// when a walk comes by.
+    pub fn unbind_stale(&self, parent: FileId, name: &Name) {
+        let before = self.epoch.bind(parent, name, None);
+        self.note_unbound(parent, name, before.flatten());
+    }
+
     fn note_unbound(&self, parent: FileId, name: &Name, before: Option<FileId>) {
         if let Some(id) = before {
             self.unbound.borrow_mut().push((parent, name.clone(), id));
