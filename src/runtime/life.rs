@@ -25,6 +25,9 @@ pub trait Engine: Send + Sync + 'static {
     fn mark(&self) -> u64;
     /// Whether everything before the mark is at the replica, as far as `level` wants it.
     fn reached(&self, mark: u64, level: Remote) -> bool;
+    /// Which comparison of source and index is complete, if the last one is: what it found is
+    /// covered by a mark that is taken afterwards.
+    fn settled(&self) -> Option<u64>;
     /// The receipt, if everything before the mark is applied and the source is compared.
     fn drained(&self, mark: u64) -> Option<Receipt>;
     /// Why it does not go on by itself, if it does not.
@@ -206,14 +209,28 @@ impl<E: Engine, M: Mount> Life<E, M> {
 
     async fn until_drained(&self) -> Result<Receipt, Failure> {
         let began = Instant::now();
+        let mut receipt = self.until(|mark| self.engine.drained(mark)).await?;
+        receipt.seconds = began.elapsed().as_secs_f64();
+        Ok(receipt)
+    }
+
+    /// Waits until `reached` has something for a mark of all that was changed before the call,
+    /// and of all that a comparison has found which was not complete at the call.
+    async fn until<T>(&self, reached: impl Fn(u64) -> Option<T>) -> Result<T, Failure> {
         let _hurry = Hurry::new(&*self.engine);
-        let mark = self.engine.mark();
         let mut news = self.engine.news();
+        let mut settled = self.engine.settled();
+        let mut mark = self.engine.mark();
         loop {
             news.borrow_and_update();
-            if let Some(mut receipt) = self.engine.drained(mark) {
-                receipt.seconds = began.elapsed().as_secs_f64();
-                return Ok(receipt);
+            let now = self.engine.settled();
+            if now.is_some() && now != settled {
+                (settled, mark) = (now, self.engine.mark());
+            }
+            if now.is_some()
+                && let Some(reached) = reached(mark)
+            {
+                return Ok(reached);
             }
             if let Some(halted) = self.engine.halted() {
                 return Err(self.owed_because(halted));
@@ -286,23 +303,10 @@ impl<E: Engine, M: Mount> Service for Life<E, M> {
 
     async fn wait(&self, timeout: Option<Duration>) -> Result<u64, Failure> {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        let work = async {
-            let _hurry = Hurry::new(&*self.engine);
-            let mark = self.engine.mark();
-            let mut news = self.engine.news();
-            loop {
-                news.borrow_and_update();
-                if self.engine.reached(mark, Remote::Durable) {
-                    return Ok(self.engine.status().epochs.durable);
-                }
-                if let Some(halted) = self.engine.halted() {
-                    return Err(self.owed_because(halted));
-                }
-                if news.changed().await.is_err() {
-                    return Err(self.owed("shipping has stopped"));
-                }
-            }
-        };
+        let work = self.until(|mark| {
+            let reached = self.engine.reached(mark, Remote::Durable);
+            reached.then(|| self.engine.status().epochs.durable)
+        });
         self.within(deadline, work).await
     }
 

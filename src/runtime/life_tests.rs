@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 struct FakeEngine {
     applied: AtomicU64,
     mark: AtomicU64,
+    walks: AtomicU64,
     halted: Mutex<Option<Failure>>,
     obstacle: Mutex<Option<Failure>>,
     hurried: AtomicU64,
@@ -19,6 +20,7 @@ impl FakeEngine {
         Arc::new(FakeEngine {
             applied: AtomicU64::new(0),
             mark: AtomicU64::new(1),
+            walks: AtomicU64::new(1),
             halted: Mutex::new(None),
             obstacle: Mutex::new(None),
             hurried: AtomicU64::new(0),
@@ -49,6 +51,9 @@ impl Engine for FakeEngine {
     }
     fn reached(&self, mark: u64, _: Remote) -> bool {
         self.applied.load(Ordering::SeqCst) >= mark
+    }
+    fn settled(&self) -> Option<u64> {
+        Some(self.walks.load(Ordering::SeqCst)).filter(|&walks| walks > 0)
     }
     fn drained(&self, mark: u64) -> Option<Receipt> {
         self.reached(mark, Remote::Durable).then(|| Receipt {
@@ -408,5 +413,29 @@ fn a_lazy_umount_leaves_those_who_hold_it_alone() {
                 .epoch,
             2
         );
+    });
+}
+
+#[test]
+fn what_a_comparison_finds_is_drained_too() {
+    play(|| async {
+        let stage = stage(false, None);
+        stage.engine.walks.store(0, Ordering::SeqCst);
+        stage.engine.apply(1);
+        soon().await;
+        // The comparison found something, then was complete.
+        stage.engine.mark.store(2, Ordering::SeqCst);
+        stage.engine.walks.store(1, Ordering::SeqCst);
+        stage.engine.apply(1);
+        soon().await;
+        assert!(!stage.outcome.is_finished());
+        // So did another one, begun and ended while nobody looked.
+        stage.engine.mark.store(3, Ordering::SeqCst);
+        stage.engine.walks.store(2, Ordering::SeqCst);
+        stage.engine.apply(2);
+        soon().await;
+        assert!(!stage.outcome.is_finished());
+        stage.engine.apply(3);
+        assert_eq!(stage.outcome.await.expect("no panic").expect("a receipt").epoch, 3);
     });
 }
