@@ -201,6 +201,8 @@ impl Operation<'_> {
             change.new |= new;
             change.attributes = true;
             change.xattrs = true;
+            // So may what was staged.
+            let end = end.max(change.end());
             change.dirty.insert(Extent::between(0, end));
         });
         self.drop_base(id);
