@@ -239,6 +239,7 @@ impl Operation<'_> {
     pub fn unbind_stale(&self, parent: FileId, name: &Name) {
         let before = self.epoch.bind(parent, name, None);
         self.note_unbound(parent, name, before.flatten());
+        self.recorded();
     }
 
     fn note_unbound(&self, parent: FileId, name: &Name, before: Option<FileId>) {
