@@ -436,6 +436,14 @@ fn what_a_comparison_finds_is_drained_too() {
         soon().await;
         assert!(!stage.outcome.is_finished());
         stage.engine.apply(3);
-        assert_eq!(stage.outcome.await.expect("no panic").expect("a receipt").epoch, 3);
+        assert_eq!(
+            stage
+                .outcome
+                .await
+                .expect("no panic")
+                .expect("a receipt")
+                .epoch,
+            3
+        );
     });
 }

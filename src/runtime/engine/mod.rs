@@ -16,7 +16,7 @@ use crate::disk::tree_identity;
 use crate::exclude::Exclude;
 use crate::journal::{self, Journal, Suspects};
 use crate::model::{FileId, RESERVED_NAME};
-use crate::reconcile::{Allow, Mirrored, Remembered, Start, Walker, check_source};
+use crate::reconcile::{Allow, Mark, Mirrored, Remembered, Start, Walker, check_source};
 use crate::records::Records;
 use crate::state::{LastStop, StateDir};
 use crate::transport::{self, Connector, Target};
@@ -56,9 +56,20 @@ struct Walk {
     walker: Mutex<Option<Walker>>,
     early: Mutex<Vec<Suspicion>>,
     suspects: Suspects,
+    // The last walk that was seen to be complete, and how many there were.
+    seen: Mutex<(Option<Mark>, u64)>,
 }
 
 impl Walk {
+    fn new(suspects: Suspects) -> Walk {
+        Walk {
+            walker: Mutex::new(None),
+            early: Mutex::new(Vec::new()),
+            suspects,
+            seen: Mutex::new((None, 0)),
+        }
+    }
+
     /// What the walk begins with: everything by its stamps; by its content what may have been
     /// lost when the machine went down.
     fn start(&self, last: LastStop) -> Start {
@@ -83,6 +94,16 @@ impl Walk {
             (Some(walker), Suspicion::Everything) => walker.walk_again(true),
             (Some(walker), Suspicion::Tree) => walker.walk_again(false),
         }
+    }
+
+    /// Which walk is complete, if the last one is.
+    fn settled(&self) -> Option<u64> {
+        let mark = self.walker.lock().as_ref().and_then(Walker::mark)?;
+        let mut seen = self.seen.lock();
+        if seen.0 != Some(mark) {
+            *seen = (Some(mark), seen.1 + 1);
+        }
+        Some(seen.1)
     }
 }
 
@@ -111,12 +132,8 @@ impl Engine {
             .map_err(|error| failures::local(&error).context("cannot open the source"))?;
         let terminal = Arc::new(AtomicBool::new(true));
         let (connect, embedded) = connect(&mirror, target, &terminal)?;
-        let walk = Arc::new(Walk {
-            suspects,
-            walker: Mutex::default(),
-            early: Mutex::default(),
-        });
-        let told = Arc::clone(&walk);
+        let walk = Arc::new(Walk::new(suspects));
+        let (told, asked) = (Arc::clone(&walk), Arc::clone(&walk));
         let shipper = Shipper::start(ship::Options {
             connect,
             state: Arc::clone(&state),
@@ -125,6 +142,7 @@ impl Engine {
             source: Arc::new(source::Source(Arc::clone(&backing))),
             adopt: mirror.options.adopt,
             fake_super: mirror.options.fake_super,
+            walk: Arc::new(move || asked.settled()),
             suspect: Box::new(move |suspicion| told.suspect(suspicion)),
         })
         .map_err(|error| failures::local(&error).context("cannot start shipping"))?;
@@ -220,20 +238,12 @@ impl Engine {
             let Some(mut progress) = watch else { return };
             loop {
                 progress.borrow_and_update();
-                engine.shipper.walked(engine.walked());
+                engine.shipper.walk_changed();
                 if progress.changed().await.is_err() {
                     return;
                 }
             }
         }
-    }
-
-    fn walked(&self) -> bool {
-        self.walk
-            .walker
-            .lock()
-            .as_ref()
-            .is_some_and(Walker::is_complete)
     }
 
     /// Lets the status say whether `fsync` waits.

@@ -23,7 +23,9 @@ impl Engine {
             ship::Phase::Halted => Phase::Halted,
             ship::Phase::Offline | ship::Phase::Stopped => Phase::Offline,
             ship::Phase::Greeting => Phase::Reconciling,
-            ship::Phase::Connected if !self.walked() || !status.consistent => Phase::Reconciling,
+            ship::Phase::Connected if self.walk.settled().is_none() || !status.consistent => {
+                Phase::Reconciling
+            }
             ship::Phase::Connected if pending || status.busy => Phase::Shipping,
             ship::Phase::Connected => Phase::Idle,
         }
@@ -124,6 +126,10 @@ impl life::Engine for Engine {
         }
     }
 
+    fn settled(&self) -> Option<u64> {
+        self.walk.settled()
+    }
+
     fn drained(&self, mark: u64) -> Option<Receipt> {
         let receipt = self.shipper.drained(mark)?;
         Some(Receipt {
@@ -163,7 +169,8 @@ impl life::Engine for Engine {
         if self.closed.swap(true, Ordering::SeqCst) {
             return;
         }
-        if let Some(walker) = self.walk.walker.lock().take() {
+        let walker = self.walk.walker.lock().take();
+        if let Some(walker) = walker {
             walker.stop();
         }
         self.shipper.stop();

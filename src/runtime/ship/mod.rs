@@ -33,6 +33,11 @@ pub trait Connect: Send + Sync {
     fn connect(&self, closer: &Closer) -> transport::Result<Link>;
 }
 
+/// Which walk over the tree is complete, if the last one is that was asked for (or that became
+/// necessary since). It is another one whenever anything was compared in between: an epoch that
+/// was sealed between two equal answers is consistent.
+pub type Walked = Arc<dyn Fn() -> Option<u64> + Send + Sync>;
+
 /// What a shipper works with.
 pub struct Options {
     /// Makes links.
@@ -49,6 +54,8 @@ pub struct Options {
     pub adopt: bool,
     /// See [`crate::wire::Hello::fake_super`].
     pub fake_super: bool,
+    /// Which walk over the tree is complete.
+    pub walk: Walked,
     /// Told what is to be compared again.
     pub suspect: Box<dyn Fn(Suspicion) + Send>,
 }
@@ -58,11 +65,11 @@ pub struct Options {
 pub enum Suspicion {
     /// One object, by content.
     Object(FileId),
-    /// The whole tree, by content: the index was replaced. The walk counts as not finished until
-    /// [`Shipper::walked`] is called again.
+    /// The whole tree, by content: the index was replaced. From the call on [`Options::walk`] says
+    /// that the walk is not complete.
     Everything,
     /// Something changed that no walk has found the name of: compare the tree once more, by
-    /// stamps. The walk counts as not finished, as above.
+    /// stamps. The walk is not complete, as above.
     Tree,
 }
 
@@ -162,7 +169,9 @@ pub(crate) struct Shared {
     status: Mutex<Status>,
     changed: Condvar,
     wake: tokio::sync::Notify,
-    walking: AtomicBool,
+    // the index is being replaced
+    fetching: AtomicBool,
+    walk: Walked,
     drains: AtomicUsize,
     stop: AtomicBool,
     retry: AtomicBool,
@@ -184,6 +193,10 @@ impl Shared {
         self.changed.notify_all();
         self.news.send_modify(|count| *count += 1);
     }
+    /// Which walk is complete, if the last one that was asked for is.
+    fn walked(&self) -> Option<u64> {
+        (self.walk)().filter(|_| !self.fetching.load(Ordering::SeqCst))
+    }
     fn stopping(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
     }
@@ -197,7 +210,7 @@ pub struct Shipper {
 }
 
 impl Shipper {
-    /// Starts to reach the replica. Nothing is shipped before [`Shipper::walked`].
+    /// Starts to reach the replica. Nothing consistent is shipped before a walk is complete.
     ///
     /// # Errors
     /// When no thread can be started.
@@ -206,7 +219,8 @@ impl Shipper {
             status: Mutex::new(Status::default()),
             changed: Condvar::new(),
             wake: tokio::sync::Notify::new(),
-            walking: AtomicBool::new(true),
+            fetching: AtomicBool::new(false),
+            walk: options.walk.clone(),
             drains: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             retry: AtomicBool::new(false),
@@ -245,12 +259,11 @@ impl Shipper {
     /// Whether a walk is under way (no consistent epoch is sealed).
     #[must_use]
     pub fn walking(&self) -> bool {
-        self.shared.walking.load(Ordering::SeqCst)
+        self.shared.walked().is_none()
     }
 
-    /// The walk over the tree is through (`true`), or begins again (`false`).
-    pub fn walked(&self, finished: bool) {
-        self.shared.walking.store(!finished, Ordering::SeqCst);
+    /// [`Options::walk`] has another answer.
+    pub fn walk_changed(&self) {
         self.shared.wake.notify_one();
         self.shared.told();
     }
