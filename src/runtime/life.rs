@@ -341,16 +341,28 @@ impl<E: Engine, M: Mount> Service for Life<E, M> {
                 return Err(failure);
             }
         }
-        let mut receipt = self
-            .within(deadline, self.until_closed())
-            .await
-            .map_err(|failure| {
-                let drains_on = failure.exit == Exit::Owed && self.outcome.borrow().is_none();
-                failure.context(match drains_on {
-                    true => "it is unmounted, and drains on in the background",
-                    false => "it is unmounted, but not everything is at the replica",
-                })
-            })?;
+        // Who holds a mount that was detached may hold it for long: what they wrote is applied
+        // by then, and they are served on.
+        let detached = async {
+            match lazy {
+                true => self.until_drained().await,
+                false => std::future::pending().await,
+            }
+        };
+        let done = async {
+            tokio::select! {
+                biased;
+                outcome = self.until_closed() => outcome,
+                drained = detached => drained,
+            }
+        };
+        let done = self.within(deadline, done).await;
+        let mut receipt = done.map_err(|failure| {
+            failure.context(match self.outcome.borrow().is_none() {
+                true => "it is unmounted, and drains on in the background",
+                false => "it is unmounted, but not everything is at the replica",
+            })
+        })?;
         receipt.seconds = began.elapsed().as_secs_f64();
         Ok(receipt)
     }
