@@ -25,8 +25,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(super) enum Report {
     /// All epochs up to this state are applied; these objects are not what the records say.
     Applied(State, Vec<FileId>),
-    /// An epoch makes no sense; it and all after it were dropped.
-    Broken(String),
+    /// It cannot go on. An epoch that makes no sense was dropped, with all after it.
+    Broken(ReplicaError),
 }
 
 /// See the module.
@@ -285,6 +285,14 @@ impl Engine {
                 false
             }
             Err(ReplicaError::Stopped) => true,
+            // The records are older than what was already relied upon, or of no use.
+            Err(ReplicaError::Records(
+                error @ (records::Error::FellBack { .. } | records::Error::Damaged { .. }),
+            )) => {
+                self.shared.lock().broken = true;
+                report(Report::Broken(ReplicaError::from(error)));
+                true
+            }
             Err(error @ ReplicaError::Invalid { .. }) => {
                 tracing::error!(
                     error = error.chain(),
@@ -301,7 +309,7 @@ impl Engine {
                         tracing::error!(error = error.chain(), "cannot remove a dropped epoch");
                     }
                 }
-                report(Report::Broken(error.chain()));
+                report(Report::Broken(error));
                 true
             }
             Err(error) => self.pause(&error, group),
