@@ -10,7 +10,7 @@ use super::Limits;
 use super::bases::Bases;
 use super::change::{Change, PENDING};
 use super::sealed::Sealed;
-use crate::model::{Extent, FileId, Name};
+use crate::model::{Extent, ExtentSet, FileId, Name};
 use parking_lot::{Condvar, Mutex};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
@@ -277,13 +277,18 @@ impl Epoch {
         self.with(id, |change| change.new).unwrap_or(false)
     }
 
-    /// Forgets an object that was born and is gone in this epoch.
+    /// Forgets an object that was born and is gone in this epoch; but not that the replica's
+    /// stage has some of it, since it may come back.
     pub fn forget(&self, id: FileId) {
-        self.revived.lock().remove(&id);
         let mut shard = self.objects.of(id).lock();
-        if let Some(change) = shard.changes.remove(&id) {
-            shard.dirty.remove(&id);
-            self.dirty_bytes.fetch_sub(change.dirty.bytes(), SeqCst);
+        self.adjust(&mut shard, id, |change| change.dirty = ExtentSet::default());
+        if shard
+            .changes
+            .get(&id)
+            .is_some_and(|change| change.staged.is_empty())
+        {
+            shard.changes.remove(&id);
+            self.revived.lock().remove(&id);
             self.object_count.fetch_sub(1, SeqCst);
         }
     }

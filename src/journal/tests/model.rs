@@ -146,7 +146,7 @@ fn cases() -> u32 {
     std::env::var("JOURNAL_CASES")
         .ok()
         .and_then(|n| n.parse().ok())
-        .unwrap_or(200)
+        .unwrap_or(100)
 }
 
 fn name_of(number: u8) -> Name {
