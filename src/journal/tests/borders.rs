@@ -4,8 +4,10 @@
 use super::name;
 use super::tree::HIDDEN;
 use super::world::World;
+use crate::journal::Limits;
 use crate::model::{Extent, FileId, Fixed, Name};
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 impl World {
     fn hidden_names(&self) -> Vec<((FileId, Name), FileId)> {
@@ -153,5 +155,97 @@ impl World {
                 self.walk(id);
             }
         }
+    }
+}
+
+fn small_world() -> World {
+    let world = World::new(Limits {
+        hot_settle: Duration::ZERO,
+        ..Limits::default()
+    });
+    world.check_known();
+    world
+}
+
+/// A directory `n0` with a file and a directory that has a file, which the replica has.
+fn replicated() -> World {
+    let mut world = small_world();
+    world.create(FileId::ROOT, &name("n0"), true);
+    let top = world.holder(FileId::ROOT, &name("n0")).expect("made");
+    world.create(top, &name("n1"), false);
+    world.create(top, &name("n2"), true);
+    let below = world.holder(top, &name("n2")).expect("made");
+    world.create(below, &name("n3"), false);
+    let file = world.holder(below, &name("n3")).expect("made");
+    world.write(file, 0, 100);
+    world.seal();
+    world.commit();
+    world.check_known();
+    world
+}
+
+fn complete(mut world: World) {
+    world.check_known();
+    world.reconnect();
+    world.check_known();
+    world.finish();
+    world.check_known();
+}
+
+#[test]
+fn a_directory_comes_back_while_it_is_being_taken_from_the_replica() {
+    for (abandoned, removed) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut world = replicated();
+        world.move_out(0);
+        world.seal();
+        if removed {
+            // n0/n2/n3 is removed where nobody looks.
+            world.change_hidden(2, 1, 0);
+        }
+        world.move_in(0, FileId::ROOT, &name("n4"));
+        world.check_known();
+        if abandoned {
+            world.abandon(false);
+            world.check_known();
+        }
+        complete(world);
+    }
+}
+
+#[test]
+fn a_directory_comes_back_while_it_is_not_known_whether_it_was_taken() {
+    for (arrived, removed) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut world = replicated();
+        world.move_out(0);
+        world.seal();
+        world.lose_commit(arrived);
+        if removed {
+            world.change_hidden(2, 1, 0);
+        }
+        world.move_in(0, FileId::ROOT, &name("n4"));
+        complete(world);
+    }
+}
+
+#[test]
+fn what_may_have_arrived_is_taken_back_when_it_is_removed() {
+    for arrived in [false, true] {
+        let mut world = small_world();
+        world.create(FileId::ROOT, &name("n0"), true);
+        let top = world.holder(FileId::ROOT, &name("n0")).expect("made");
+        world.create(top, &name("n1"), false);
+        let file = world.holder(top, &name("n1")).expect("made");
+        world.seal();
+        world.lose_commit(arrived);
+        world.unlink(top, &name("n1"), file);
+        world.create(top, &name("n2"), false);
+        let other = world.holder(top, &name("n2")).expect("made");
+        world.unlink(top, &name("n2"), other);
+        assert_eq!(
+            world.journal.overlay_child(top, &name("n2")),
+            None,
+            "it leaves nothing"
+        );
+        complete(world);
     }
 }

@@ -39,6 +39,8 @@ impl Pairs {
                     .write_all_at(&bytes, 0)
                     .expect("written");
             });
+            // Where it matters whether a seal waits for this one.
+            std::thread::yield_now();
             operation.data(id, extent);
         }
     }
@@ -77,6 +79,15 @@ impl Pairs {
     }
 }
 
+/// Stops the others also when an assertion fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
 #[test]
 fn a_seal_is_an_instant() {
     let state = scratch();
@@ -93,6 +104,9 @@ fn a_seal_is_an_instant() {
         operation.bind(FileId::ROOT, &name(&format!("f{at}")), id);
         files.push((id, Mutex::new(())));
     }
+    let born = journal.seal(true).expect("files");
+    assert!(born.finish_reading());
+    journal.committed(born.epoch());
     let pairs = Pairs {
         journal,
         tree,
@@ -115,14 +129,17 @@ fn a_seal_is_an_instant() {
                 }
             });
         }
+        let _stop = Stop(&pairs.stop);
         let mut last = vec![0; FILES];
-        for round in 0..400 {
+        let mut round = 0;
+        while round < 400 {
             let mark = pairs.journal.mark();
             let Some(sealed) = pairs.journal.seal(true) else {
                 std::thread::yield_now();
                 continue;
             };
             assert!(sealed.generation() >= mark);
+            round += 1;
             let now = pairs.read(&sealed);
             if round % 3 == 0 {
                 // Nothing is learned from it, and everything comes again.
@@ -133,6 +150,5 @@ fn a_seal_is_an_instant() {
             assert!(sealed.finish_reading());
             pairs.journal.committed(sealed.epoch());
         }
-        pairs.stop.store(true, SeqCst);
     });
 }
