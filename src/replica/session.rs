@@ -279,9 +279,12 @@ impl Session<'_> {
             }
             ToReplica::Commit(commit) => self.commit(&commit),
             ToReplica::Apply => {
-                self.engine.poke();
-                if let Some(trouble) = self.engine.trouble_now() {
-                    return self.stall(&trouble);
+                if self.engine.is_failing() {
+                    // If it succeeds now, the applying thread says so.
+                    return match self.engine.wait_until_applied() {
+                        true => Ok(()),
+                        false => self.stall(&self.engine.trouble()),
+                    };
                 }
                 let applied = self.engine.applied();
                 if applied.epoch == self.engine.durable().0 {

@@ -143,12 +143,10 @@ impl Primary {
 
     pub fn goodbye(mut self) {
         self.say(&ToReplica::Goodbye);
-        assert!(
-            self.receive
-                .receive::<ToPrimary>()
-                .expect("an end")
-                .is_none()
-        );
+        // Until the end, signs of life may come.
+        while let Some((message, _)) = self.receive.receive().expect("an end") {
+            assert!(matches!(message, ToPrimary::Pong(_)), "{message:?}");
+        }
         self.served.join().expect("no panic").expect("served");
     }
 
@@ -461,4 +459,134 @@ fn a_newer_session_takes_a_replica_from_another_process() {
     let (primary, _) = Primary::greet(&root, hello(2));
     primary.goodbye();
     assert!(!child.wait().expect("ended").success());
+}
+
+/// A file system of so many bytes; `None` where it may not be mounted.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(at: PathBuf, size: &str) -> Option<Small> {
+        use rustix::mount::MountFlags;
+        std::fs::create_dir(&at).expect("made");
+        let options = std::ffi::CString::new(format!("size={size}")).expect("no zero");
+        rustix::mount::mount("tmpfs", &at, "tmpfs", MountFlags::empty(), &*options).ok()?;
+        Some(Small(at))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn a_full_disk_loses_nothing() {
+    let place = place();
+    let Some(small) = Small::mount(place.path().join("small"), "32m") else {
+        return;
+    };
+    let root = small.0.join("target");
+    let ballast = small.0.join("ballast");
+    std::fs::write(&ballast, vec![1; 12 << 20]).expect("room");
+    let (mut primary, _) = Primary::greet(&root, hello(1));
+    // More than there is room for: the stage is let go of, and what comes late is not minded.
+    let big = a_file(2, "big", &vec![7; 40 << 20]);
+    for (sequence, (entry, bytes)) in big.iter().enumerate() {
+        primary.stage(sequence as u64, entry, bytes);
+    }
+    let stalled = primary.answer();
+    assert!(matches!(stalled, ToPrimary::Stalled { .. }), "{stalled:?}");
+    primary.digest = EntryDigest::new();
+    primary.ship(1, &a_file(3, "small", &[1; 1000]));
+    // Enough for the log, not for the tree.
+    let mut entries = Vec::new();
+    for id in 10..22 {
+        entries.extend(a_file(id, &format!("f{id}"), &vec![id as u8; 1 << 20]));
+    }
+    for (sequence, (entry, bytes)) in entries.iter().enumerate() {
+        primary.stage(sequence as u64, entry, bytes);
+    }
+    let commit = primary.commit_of(2, entries.len());
+    primary.say(&ToReplica::Commit(commit));
+    assert_eq!(primary.answer(), ToPrimary::Received(EpochId(2)));
+    assert_eq!(primary.answer(), ToPrimary::Durable(EpochId(2)));
+    primary.say(&ToReplica::FetchRecords);
+    let stalled = primary.answer();
+    assert!(matches!(stalled, ToPrimary::Stalled { .. }), "{stalled:?}");
+    std::fs::remove_file(&ballast).expect("removed");
+    primary.say(&ToReplica::Apply);
+    let applied = primary.answer();
+    assert!(
+        matches!(
+            applied,
+            ToPrimary::Applied {
+                epoch: EpochId(2),
+                ..
+            }
+        ),
+        "{applied:?}"
+    );
+    primary.goodbye();
+    for id in 10..22 {
+        let content = std::fs::read(root.join(format!("f{id}"))).expect("there");
+        assert!(content == vec![id as u8; 1 << 20]);
+    }
+    assert!(root.join("small").exists() && !root.join("big").exists());
+}
+
+#[test]
+fn an_unprivileged_replica_keeps_to_itself_what_it_may_not_apply() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let place = place();
+    let root = place.path().join("target");
+    let fake = Hello {
+        fake_super: true,
+        ..hello(1)
+    };
+    let (mut primary, welcome) = Primary::greet(&root, fake);
+    assert!(!welcome.privileged);
+    let mut entries = a_file(2, "f", b"content");
+    let mut kinds = vec![
+        (Fixed::BlockDevice(0x801), "device"),
+        (Fixed::Directory, "d"),
+    ];
+    kinds.extend([(Fixed::Fifo, "pipe"), (Fixed::Socket, "socket")]);
+    for (id, (fixed, named)) in (3..).zip(kinds) {
+        let mut object = object(fixed, &mut Dice(id));
+        object.attributes.mode = 0o4444;
+        object.attributes.uid = 1234;
+        let (id, binding) = (FileId(id), name(named));
+        let entry = Entry::Binding {
+            parent: FileId::ROOT,
+            name: binding,
+            object: Some(id),
+        };
+        entries.extend([
+            (entry, Vec::new()),
+            (Entry::Object { id, object }, Vec::new()),
+        ]);
+    }
+    primary.ship(1, &entries);
+    let items = primary.records();
+    primary.goodbye();
+    let us = rustix::process::geteuid().as_raw();
+    for (named, mode) in [
+        ("f", 0o100600),
+        ("d", 0o040700),
+        ("device", 0o100600),
+        ("socket", 0o100600),
+    ] {
+        let found = root.join(named).symlink_metadata().expect("there");
+        assert_eq!(
+            (found.permissions().mode() & !0o100, found.uid()),
+            (mode & !0o100, us),
+            "{named}"
+        );
+    }
+    let kept = items.iter().any(|item| {
+        matches!(item, RecordItem::Object { object, .. }
+            if object.fixed == Fixed::BlockDevice(0x801) && object.attributes.uid == 1234)
+    });
+    assert!(kept);
 }
