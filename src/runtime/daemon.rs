@@ -325,6 +325,7 @@ fn mount_options(mirror: &Mirror) -> mount::Options {
         threads: None,
         no_open: serves_without_open(),
         flush_on_close: mirror.options.local == Local::Close,
+        flags: mirror.options.flags,
     }
 }
 
