@@ -263,19 +263,22 @@ impl Session<'_> {
         self.apply_manifest(committing.epoch)?;
         let options = &self.driver.options;
         options.index.set_stamps(&committing.stamps)?;
-        if let Some((sealed, generation)) = committing.sealed {
-            options.journal.committed(sealed);
-            self.driver.shared.received.send_replace(generation);
-        }
-        self.driver.planner.committed();
-        self.manifest = options.state.manifest()?;
-        self.driver.stage = Some((self.session, 0));
-        self.staged_bytes = 0;
+        // The marks before the journal: whoever finds its changes committed must not take what
+        // was applied before them for all there is.
         self.driver.shared.update(|status| {
             status.consistent = committing.consistent;
             status.last_durable = Some(SystemTime::now());
         });
         self.told();
+        if let Some((sealed, generation)) = committing.sealed {
+            options.journal.committed(sealed);
+            self.driver.shared.received.send_replace(generation);
+        }
+        self.driver.shared.told();
+        self.driver.planner.committed();
+        self.manifest = options.state.manifest()?;
+        self.driver.stage = Some((self.session, 0));
+        self.staged_bytes = 0;
         Ok(())
     }
 
