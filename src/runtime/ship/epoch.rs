@@ -288,7 +288,8 @@ impl Session<'_> {
         self.apply_manifest(committing.epoch)?;
         let options = &self.driver.options;
         options.index.set_stamps(&committing.stamps)?;
-        // Shown before those who wait for the changes are told: what they read next is not older.
+        // The marks before the journal: whoever finds its changes committed must not take what
+        // was applied before them for all there is.
         self.driver.shared.update(|status| {
             status.consistent = committing.consistent;
             status.last_durable = Some(SystemTime::now());
@@ -298,11 +299,11 @@ impl Session<'_> {
             options.journal.committed(sealed);
             self.driver.shared.received.send_replace(generation);
         }
+        self.driver.shared.told();
         self.driver.planner.committed();
         self.manifest = options.state.manifest()?;
         self.driver.stage = Some((self.session, 0));
         self.staged_bytes = 0;
-        self.driver.shared.update(|_| {});
         Ok(())
     }
 
