@@ -31,7 +31,7 @@ case_sigint() { ends by_interrupt; }
 
 # In the foreground, as a service manager runs it.
 case_foreground() {
-  mirrorfs mount --foreground "$SOURCE" "$REPLICA" "$MOUNT" &
+  "$MIRRORFS" mount --foreground "$SOURCE" "$REPLICA" "$MOUNT" &
   local process=$!
   wait_until "it is mounted" mounted "$MOUNT"
   edits "$MOUNT"
@@ -53,10 +53,13 @@ case_busy() {
   says_next "$holder"
   mounted "$MOUNT"
   echo more >"$MOUNT/still-works"
-  expect 0 mirrorfs umount --lazy "$MOUNT"
-  unmounted "$MOUNT"
+  # Lazily: nobody finds it any more, and the end comes when the holder lets go.
+  mirrorfs umount --lazy "$MOUNT" &
+  local lazy=$!
+  wait_until "it is detached" unmounted "$MOUNT"
   kill "$holder"
   wait "$holder" 2>/dev/null || true
+  wait "$lazy"
   equal "$SOURCE" "$REPLICA"
 }
 
