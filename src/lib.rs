@@ -3,6 +3,7 @@
 //! stand in its order.
 
 pub mod backing;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod disk;

@@ -257,6 +257,9 @@ pub const SIGNAL_DRAIN_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a drain may take after an unmount that is not `mirrorfs umount`.
 pub const UNMOUNT_DRAIN_DEADLINE: Duration = Duration::from_secs(600);
 
+/// How long a replica in this process may go on applying when its session is over.
+pub const EMBEDDED_REPLICA_GRACE: Duration = Duration::from_secs(10);
+
 /// Blocks in the largest fragment, counting one that is cut at each end.
 pub const FRAGMENT_BLOCKS_MAX: usize = (FRAGMENT_BYTES_MAX / BLOCK_BYTES) as usize + 1;
 

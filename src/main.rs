@@ -1,3 +1,5 @@
-//! Parse, dispatch, exit code.
+//! Parses, dispatches, and ends with the exit code.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    mirrorfs::cli::main(std::env::args_os().collect())
+}

@@ -50,7 +50,7 @@ pub struct Options {
     /// `--identity`, absolute.
     #[serde(with = "paths_bytes")]
     pub identities: Vec<PathBuf>,
-    /// `--known-hosts`, absolute.
+    /// `--known-hosts`, absolute; none or one.
     #[serde(with = "paths_bytes")]
     pub known_hosts: Vec<PathBuf>,
     /// `--accept-new-host-key`.
@@ -61,8 +61,11 @@ pub struct Options {
     pub remote_path: Option<String>,
     /// `--allow-other`.
     pub allow_other: bool,
-    /// `--exclude`, in order, with the lines of every `--exclude-from` where it stood.
+    /// `--exclude`, in order.
     pub excludes: Vec<String>,
+    /// `--exclude-from`, absolute.
+    #[serde(with = "paths_bytes")]
+    pub exclude_from: Vec<PathBuf>,
     /// `--fake-super`.
     pub fake_super: bool,
     /// What mount(8) passes.

@@ -18,6 +18,6 @@ mod tests;
 pub use client::{Client, ClientError};
 pub use failure::{Exit, Failure};
 pub use message::{Reply, Request};
-pub use server::{Server, Service};
+pub use server::{Clients, Server, Service};
 pub use socket::SOCKET_NAME;
 pub use status::{Epochs, Link, Phase, Progress, Receipt, Status, rfc3339};

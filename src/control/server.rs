@@ -35,11 +35,8 @@ pub trait Service: 'static {
         timeout: Option<Duration>,
         lazy: bool,
     ) -> impl Future<Output = Result<Receipt, Failure>>;
-    /// See [`Request::Yield`].
-    ///
-    /// # Errors
-    /// When it is mounted.
-    fn give_way(&self) -> Result<(), Failure>;
+    /// See [`Request::Yield`]. Answers when the state is free.
+    fn give_way(&self) -> impl Future<Output = Result<(), Failure>>;
 }
 
 /// The listening socket; removed when dropped.
@@ -47,6 +44,19 @@ pub trait Service: 'static {
 pub struct Server {
     listener: UnixListener,
     dir: OwnedFd,
+    slots: Arc<Semaphore>,
+}
+
+/// Those that are being answered.
+#[derive(Clone, Debug)]
+pub struct Clients(Arc<Semaphore>);
+
+impl Clients {
+    /// Waits until nobody is being answered.
+    pub async fn gone(&self) {
+        let all = u32::try_from(CONTROL_CLIENTS_MAX).unwrap_or(u32::MAX);
+        let _ = self.0.acquire_many(all).await;
+    }
 }
 
 impl Server {
@@ -64,14 +74,23 @@ impl Server {
         // The directory is private (0700), so nobody gets in between the two.
         let listener = UnixListener::bind(&path)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(Server { listener, dir })
+        Ok(Server {
+            listener,
+            dir,
+            slots: Arc::new(Semaphore::new(CONTROL_CLIENTS_MAX)),
+        })
+    }
+
+    /// Those that are being answered: their tasks go on when the server is dropped.
+    #[must_use]
+    pub fn clients(&self) -> Clients {
+        Clients(Arc::clone(&self.slots))
     }
 
     /// Serves until it is dropped. Must run inside a `LocalSet`.
     pub async fn run<S: Service>(self, service: Rc<S>) {
-        let slots = Arc::new(Semaphore::new(CONTROL_CLIENTS_MAX));
         loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+            let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else {
                 return;
             };
             match self.listener.accept().await {
@@ -147,7 +166,7 @@ async fn answer<S: Service>(request: Request, service: &S) -> Reply {
             .umount(span(timeout_ms), lazy)
             .await
             .map(|receipt| Reply::Receipt { receipt }),
-        Request::Yield => service.give_way().map(|()| Reply::Yielding),
+        Request::Yield => service.give_way().await.map(|()| Reply::Yielding),
     };
     result.unwrap_or_else(|failure| Reply::Failed { failure })
 }

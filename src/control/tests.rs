@@ -44,7 +44,7 @@ impl Service for Fake {
             ..Receipt::default()
         })
     }
-    fn give_way(&self) -> Result<(), Failure> {
+    async fn give_way(&self) -> Result<(), Failure> {
         match self.mounted.get() {
             true => Err(Failure::new(Exit::Busy, "mounted")),
             false => Ok(()),

@@ -31,100 +31,133 @@ impl Change {
             .dirty
             .iter()
             .for_each(|extent| self.dirty.insert(extent));
-        let mut staged = older.staged.clone();
-        self.staged
-            .iter()
-            .for_each(|(extent, sequence)| staged.insert(extent, sequence));
-        self.staged = staged;
+        let newer = std::mem::replace(&mut self.staged, older.staged.clone());
+        self.staged.extend(&newer);
         self.replaced = self.replaced.or(older.replaced);
     }
 
     /// The end of the last extent that it knows of.
     pub fn end(&self) -> u64 {
         let dirty = self.dirty.iter().last().map_or(0, Extent::end);
-        let staged = self
-            .staged
-            .iter()
-            .last()
-            .map_or(0, |(extent, _)| extent.end());
+        let staged = self.staged.iter().next_back().map_or(0, Extent::end);
         dirty.max(staged)
     }
 }
 
-/// Extents that are in the replica's stage, with the sequence number of the entry that took them
-/// there. An extent may be staged and dirty: it was written again since.
+/// Extents that may be in the replica's stage, with the sequence number of the entry that took
+/// them there. An extent may be staged and dirty: it was written again since.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Staged {
-    // offset -> (end, sequence)
-    extents: BTreeMap<u64, (u64, u64)>,
+    extents: BTreeMap<u64, Sent>,
+}
+
+/// How an extent was sent: parts of it with the lowest number, maybe, and all that counts of it
+/// not after the highest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Sent {
+    end: u64,
+    lowest: u64,
+    highest: u64,
 }
 
 /// The sequence number of what was taken for the stage but not yet sent.
 pub(super) const PENDING: u64 = u64::MAX;
 
 impl Staged {
-    /// Adds an extent; it overrides what it overlaps.
+    /// Adds an extent, which is newer than what it overlaps.
     pub fn insert(&mut self, extent: Extent, sequence: u64) {
+        let sent = Sent {
+            end: extent.end(),
+            lowest: sequence,
+            highest: sequence,
+        };
+        self.put(extent, sent);
+    }
+
+    /// Adds what another one has.
+    pub fn extend(&mut self, newer: &Staged) {
+        newer
+            .extents
+            .iter()
+            .for_each(|(&at, &sent)| self.put(Extent::between(at, sent.end), sent));
+    }
+
+    fn put(&mut self, extent: Extent, mut sent: Sent) {
         if extent.is_empty() {
             return;
         }
         let (start, end) = (extent.offset, extent.end());
         let from = match self.extents.range(..start).next_back() {
-            Some((&before, &(before_end, _))) if before_end > start => before,
+            Some((&before, before_sent)) if before_sent.end > start => before,
             _ => start,
         };
-        let hit: Vec<_> = self
+        let hit: Vec<(u64, Sent)> = self
             .extents
             .range(from..end)
-            .map(|(&s, &(e, n))| (s, e, n))
+            .map(|(&s, &e)| (s, e))
             .collect();
-        for (s, e, n) in hit {
-            self.extents.remove(&s);
-            if s < start {
-                self.extents.insert(s, (start, n));
+        for (at, old) in hit {
+            self.extents.remove(&at);
+            sent.lowest = sent.lowest.min(old.lowest);
+            if at < start {
+                self.extents.insert(at, Sent { end: start, ..old });
             }
-            if e > end {
-                self.extents.insert(end, (e, n));
+            if old.end > end {
+                self.extents.insert(end, old);
             }
         }
-        self.extents.insert(start, (end, sequence));
+        self.extents.insert(start, sent);
     }
 
-    /// Removes and returns what was sent as entry `from` or later, or not yet at all.
+    /// Returns what was sent as entry `from` or later, or not yet at all, and removes what
+    /// certainly was.
     pub fn take_from(&mut self, from: u64) -> Vec<Extent> {
         let mut taken = Vec::new();
-        self.extents.retain(|&start, &mut (end, sequence)| {
-            let lost = sequence >= from;
-            if lost {
-                taken.push(Extent::between(start, end));
+        self.extents.retain(|&start, sent| {
+            if sent.highest < from {
+                return true;
             }
-            !lost
+            taken.push(Extent::between(start, sent.end));
+            sent.highest = from.saturating_sub(1);
+            sent.lowest < from
         });
         taken
     }
 
-    /// Joins neighbours until there are at most `max`. What joins counts as sent with the later
-    /// of the two, so that more is sent again after a loss, never less. The gap between them is
-    /// clean or dirty; it stays that.
+    /// What was taken and not confirmed. It may have been sent all the same.
+    pub fn pending(&self) -> Vec<Extent> {
+        let pending = self
+            .extents
+            .iter()
+            .filter(|(_, sent)| sent.highest == PENDING);
+        pending
+            .map(|(&start, sent)| Extent::between(start, sent.end))
+            .collect()
+    }
+
+    /// Joins neighbours until there are at most `max`. The gap between them is clean or dirty;
+    /// it stays that.
     pub fn coarsen(&mut self, max: usize) {
         while self.extents.len() > max.max(1) {
             let mut joined = BTreeMap::new();
             let mut rest = self.extents.iter();
-            while let Some((&start, &(end, sequence))) = rest.next() {
-                match rest.next() {
-                    Some((_, &(e, n))) => joined.insert(start, (e, sequence.max(n))),
-                    None => joined.insert(start, (end, sequence)),
-                };
+            while let Some((&start, &sent)) = rest.next() {
+                let both = rest.next().map_or(sent, |(_, next)| Sent {
+                    end: next.end,
+                    lowest: sent.lowest.min(next.lowest),
+                    highest: sent.highest.max(next.highest),
+                });
+                joined.insert(start, both);
             }
             self.extents = joined;
         }
     }
 
-    /// Extents and their sequence numbers, in order of their offsets.
-    pub fn iter(&self) -> impl Iterator<Item = (Extent, u64)> + '_ {
+    /// The extents in order of their offsets.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = Extent> + '_ {
         self.extents
             .iter()
-            .map(|(&start, &(end, n))| (Extent::between(start, end), n))
+            .map(|(&start, sent)| Extent::between(start, sent.end))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -136,6 +169,10 @@ impl Staged {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn covers(set: &ExtentSet, extent: Extent) -> bool {
+        set.overlaps(extent).map(|part| part.length).sum::<u64>() == extent.length
+    }
 
     proptest! {
         #[test]
@@ -149,26 +186,32 @@ mod tests {
             for (sequence, (offset, length)) in steps.into_iter().enumerate() {
                 let sequence = sequence as u64;
                 staged.insert(Extent::new(offset, length), sequence);
-                for byte in offset..offset + length {
-                    bytes[byte as usize] = Some(sequence);
+                for byte in &mut bytes[offset as usize..(offset + length) as usize] {
+                    let (first, _) = byte.unwrap_or((sequence, sequence));
+                    *byte = Some((first, sequence));
                 }
             }
             let mut seen = [None; 140];
-            for (extent, sequence) in staged.iter() {
-                for byte in extent.offset..extent.end() {
+            for (&start, sent) in &staged.extents {
+                for byte in start..sent.end {
                     prop_assert_eq!(seen[byte as usize], None);
-                    seen[byte as usize] = Some(sequence);
+                    seen[byte as usize] = Some(sent.highest);
                 }
             }
-            prop_assert_eq!(seen, bytes);
+            prop_assert_eq!(seen, bytes.map(|byte| byte.map(|(_, last)| last)));
             let mut coarse = staged.clone();
             coarse.coarsen(max);
-            prop_assert!(coarse.iter().count() <= max);
+            prop_assert!(coarse.extents.len() <= max);
             let lost: ExtentSet = coarse.take_from(from).into_iter().collect();
-            let exact: ExtentSet = staged.take_from(from).into_iter().collect();
-            for extent in exact.iter() {
-                prop_assert_eq!(lost.overlaps(extent).map(|e| e.length).sum::<u64>(), extent.length);
+            let kept: ExtentSet = coarse.iter().collect();
+            for extent in staged.take_from(from) {
+                prop_assert!(covers(&lost, extent), "what is lost is dirty again");
             }
+            for (at, byte) in bytes.into_iter().enumerate() {
+                let still = byte.is_some_and(|(first, _)| first < from);
+                prop_assert!(!still || covers(&kept, Extent::new(at as u64, 1)), "not all is lost");
+            }
+            prop_assert!(coarse.take_from(from).is_empty());
         }
     }
 }

@@ -310,7 +310,11 @@ impl Epoch {
         let ids = std::mem::take(&mut *self.pending.lock());
         for id in ids {
             self.change_known(id, |change| {
-                unstage(change, PENDING);
+                change
+                    .staged
+                    .pending()
+                    .into_iter()
+                    .for_each(|extent| change.dirty.insert(extent));
             });
         }
     }

@@ -201,6 +201,8 @@ impl Operation<'_> {
             change.new |= new;
             change.attributes = true;
             change.xattrs = true;
+            // So may what was staged.
+            let end = end.max(change.end());
             change.dirty.insert(Extent::between(0, end));
         });
         self.drop_base(id);
@@ -237,6 +239,7 @@ impl Operation<'_> {
     pub fn unbind_stale(&self, parent: FileId, name: &Name) {
         let before = self.epoch.bind(parent, name, None);
         self.note_unbound(parent, name, before.flatten());
+        self.recorded();
     }
 
     fn note_unbound(&self, parent: FileId, name: &Name, before: Option<FileId>) {

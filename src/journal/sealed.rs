@@ -25,7 +25,7 @@ pub struct ChangeView {
     /// Content that may differ from what the replica holds or was sent ahead; may reach past the
     /// end of the file.
     pub dirty: Vec<Extent>,
-    /// Content that is in the replica's stage. What is dirty too was changed since: it must be
+    /// Content that may be in the replica's stage. What is dirty too was changed since: it must be
     /// sent again even if it equals what the index has.
     pub staged: Vec<Extent>,
     /// What its name held before this epoch, most likely an older version of it.
@@ -80,7 +80,7 @@ impl Sealed {
             attributes: change.attributes,
             xattrs: change.xattrs,
             dirty: change.dirty.iter().collect(),
-            staged: change.staged.iter().map(|(extent, _)| extent).collect(),
+            staged: change.staged.iter().collect(),
             replaced: change.replaced,
         })?;
         // After a fold it can be one that was born in this epoch, too; the replica has only what

@@ -9,6 +9,7 @@
 //! Serving threads open no path (the mount may lie over everything they could open) and are
 //! `PR_SET_IO_FLUSHER` where that is permitted.
 
+mod attach;
 mod convert;
 mod dispatch;
 mod errno;
@@ -20,12 +21,13 @@ mod unmount;
 use crate::backing::Backing;
 use crate::limits::{SERVING_THREADS_MAX, SERVING_THREADS_MIN};
 use dispatch::Dispatch;
-use fuser::{Config, MountOption, SessionACL};
+use fuser::{Config, SessionACL};
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::StatVfsMountFlags;
 use rustix::io::Errno;
 use std::io;
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use table::MountEntry;
@@ -146,9 +148,11 @@ struct Ended {
 
 impl Ended {
     fn set(&self, session: Session) {
-        *self.session.lock() = session.clone();
-        self.changed.notify_all();
+        let mut current = self.session.lock();
+        *current = session.clone();
+        // Whoever sees one of them sees the other.
         self.published.send_replace(session);
+        self.changed.notify_all();
     }
 }
 
@@ -168,111 +172,91 @@ pub fn mount(
     options: &Options,
 ) -> Result<Mounted, MountError> {
     let place = table::detach_stale(&options.point)?;
-    let config = configuration(options);
+    let device = attach::attach(&place.path, &wanted(options)).map_err(|failed| match failed {
+        attach::Failed::Device(source) => MountError::Device { source },
+        attach::Failed::AllowOther => MountError::AllowOther,
+        attach::Failed::Other(source) => refused(&place.path, source),
+    })?;
+    let entry = table::resolve(&place.path)
+        .map_err(|source| refused(&place.path, source))?
+        .mount;
     let dispatch = Dispatch {
         backing,
         remote,
         no_open: options.no_open,
         flush: options.flush_on_close,
     };
-    let refused = |source| refusal(&place.path, options, source);
-    let session = fuser::Session::new(dispatch, &place.path, &config).map_err(refused)?;
-    let mounted = table::resolve(&place.path).map_err(refused)?;
-    let ended = Arc::new(Ended {
-        session: Mutex::new(Session::Serving),
-        changed: Condvar::new(),
-        published: watch::Sender::new(Session::Serving),
-    });
-    let at_end = Arc::clone(&ended);
+    // From here on the mount is taken away again if anything fails.
+    let mounted = Mounted {
+        entry,
+        ended: Arc::new(Ended {
+            session: Mutex::new(Session::Serving),
+            changed: Condvar::new(),
+            published: watch::Sender::new(Session::Serving),
+        }),
+    };
+    serve(dispatch, device, options, &mounted).map_err(|source| refused(&place.path, source))?;
+    tracing::info!(point = %place.path.display(), "mounted");
+    Ok(mounted)
+}
+
+fn serve(
+    dispatch: Dispatch,
+    device: OwnedFd,
+    options: &Options,
+    mounted: &Mounted,
+) -> io::Result<()> {
+    let config = configuration(options);
+    let acl = config.acl;
+    let session = fuser::Session::from_fd(dispatch, device, acl, config)?;
+    let (ended, entry) = (Arc::clone(&mounted.ended), mounted.entry.clone());
     std::thread::Builder::new()
         .name("mount-session".to_owned())
         .spawn(move || {
-            // Inherited by the threads that the session starts. Only root may; without it the
-            // daemon merely has no preference when memory is short.
+            // Inherited by the threads that the session starts. Only root may; without it the daemon
+            // merely has no preference when memory is short.
             rustix::process::configure_io_flusher_behavior(true).ok();
-            let result = session.run();
-            at_end.set(result.map_or_else(
-                |error| Session::Failed(error.to_string()),
-                |()| Session::Ended,
-            ));
-        })
-        .map_err(refused)?;
-    tracing::info!(point = %place.path.display(), "mounted");
-    Ok(Mounted {
-        entry: mounted.mount,
-        ended,
-    })
+            let Err(error) = session.run() else {
+                return ended.set(Session::Ended);
+            };
+            tracing::error!(%error, "the session with the kernel has failed");
+            // Nobody serves it any more, and a dead mount is in the way of everybody.
+            if let Err(error) = unmount::unmount(&entry, true) {
+                tracing::error!("{error}");
+            }
+            ended.set(Session::Failed(error.to_string()));
+        })?;
+    Ok(())
+}
+
+fn wanted(options: &Options) -> attach::Wanted {
+    // A comma would end the option, and the table of mounts is read line by line.
+    let label = format!("{} -> {}", options.source.display(), options.target);
+    let plain = |c: char| if c == ',' || c.is_control() { '_' } else { c };
+    attach::Wanted {
+        label: label.chars().map(plain).collect(),
+        allow_other: options.allow_other,
+        flags: rustix::fs::statvfs(&options.source)
+            .map_or(StatVfsMountFlags::empty(), |space| space.f_flag),
+    }
 }
 
 fn configuration(options: &Options) -> Config {
-    // A comma would end the option, and the table of mounts is read line by line.
-    let label = format!("{} -> {}", options.source.display(), options.target);
-    let label: String = label
-        .chars()
-        .map(|c| if c == ',' || c.is_control() { '_' } else { c })
-        .collect();
-    let mut mount_options = vec![
-        MountOption::FSName(label),
-        // As an option of its own fuser keeps it from the kernel when root mounts.
-        MountOption::CUSTOM("subtype=mirrorfs".to_owned()),
-        MountOption::DefaultPermissions,
-    ];
-    let flags = rustix::fs::statvfs(&options.source)
-        .map_or(StatVfsMountFlags::empty(), |space| space.f_flag);
-    // A tree means the same with the mount as without. `fusermount3` lets no ordinary user have
-    // devices and setuid programs.
-    let unless = |flag, with, without| if flags.contains(flag) { without } else { with };
-    if rustix::process::geteuid().is_root() {
-        mount_options.extend([
-            unless(
-                StatVfsMountFlags::NODEV,
-                MountOption::Dev,
-                MountOption::NoDev,
-            ),
-            unless(
-                StatVfsMountFlags::NOSUID,
-                MountOption::Suid,
-                MountOption::NoSuid,
-            ),
-        ]);
-    }
-    mount_options.extend([
-        unless(
-            StatVfsMountFlags::NOEXEC,
-            MountOption::Exec,
-            MountOption::NoExec,
-        ),
-        unless(StatVfsMountFlags::RDONLY, MountOption::RW, MountOption::RO),
-    ]);
     let cores = std::thread::available_parallelism().map_or(SERVING_THREADS_MIN, Into::into);
     let threads = options
         .threads
-        .unwrap_or(cores)
-        .clamp(1, SERVING_THREADS_MAX);
+        .unwrap_or(cores.clamp(SERVING_THREADS_MIN, SERVING_THREADS_MAX));
     let mut config = Config::default();
-    config.mount_options = mount_options;
     config.acl = if options.allow_other {
         SessionACL::All
     } else {
         SessionACL::Owner
     };
-    config.n_threads = Some(threads.max(if options.threads.is_some() {
-        1
-    } else {
-        SERVING_THREADS_MIN
-    }));
+    config.n_threads = Some(threads.max(1));
     config
 }
 
-fn refusal(point: &std::path::Path, options: &Options, source: io::Error) -> MountError {
-    if let Err(device) = rustix::fs::access("/dev/fuse", rustix::fs::Access::READ_OK) {
-        return MountError::Device {
-            source: device.into(),
-        };
-    }
-    if options.allow_other && source.to_string().contains("user_allow_other") {
-        return MountError::AllowOther;
-    }
+fn refused(point: &Path, source: io::Error) -> MountError {
     MountError::Refused {
         point: point.to_owned(),
         source,

@@ -204,7 +204,8 @@ impl Change {
                 detail,
             });
         }
-        self.writing.commit(Some((self.base.epoch, self.import)), durability)
+        self.writing
+            .commit(Some((self.base.epoch, self.import)), durability)
     }
 
     /// Undoes everything; so does dropping it.

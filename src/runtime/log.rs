@@ -33,7 +33,11 @@ impl RotatingLog {
     pub fn open(dir: OwnedFd) -> io::Result<RotatingLog> {
         let file = open(&dir)?;
         let length = file.metadata()?.len();
-        Ok(RotatingLog(Arc::new(Mutex::new(Inner { dir, file, length }))))
+        Ok(RotatingLog(Arc::new(Mutex::new(Inner {
+            dir,
+            file,
+            length,
+        }))))
     }
 }
 
@@ -78,7 +82,9 @@ pub fn to_file(log: RotatingLog, verbose: u8) {
         .with_ansi(false)
         .with_writer(log)
         .try_init();
-    std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a thread panicked")));
+    std::panic::set_hook(Box::new(
+        |panic| tracing::error!(%panic, "a thread panicked"),
+    ));
 }
 
 /// Sends the events of this process to standard error.
@@ -96,7 +102,9 @@ fn filter(verbose: u8, default: &'static str) -> EnvFilter {
         1 => "debug",
         _ => "trace",
     };
-    let chosen = std::env::var("MIRRORFS_LOG").ok().and_then(|text| text.parse().ok());
+    let chosen = std::env::var("MIRRORFS_LOG")
+        .ok()
+        .and_then(|text| text.parse().ok());
     chosen.unwrap_or_else(|| EnvFilter::new(format!("warn,mirrorfs={level}")))
 }
 
@@ -113,8 +121,15 @@ mod tests {
         for _ in 0..20 {
             log.write_all(&line).expect("it writes");
         }
-        let size = |name: &str| std::fs::metadata(dir.path().join(name)).expect("a file").len();
+        let size = |name: &str| {
+            std::fs::metadata(dir.path().join(name))
+                .expect("a file")
+                .len()
+        };
         assert!(size(LOG_NAME) <= LOG_BYTES_MAX && size(OLD_LOG_NAME) <= LOG_BYTES_MAX);
-        assert_eq!(std::fs::read_dir(dir.path()).expect("a directory").count(), 2);
+        assert_eq!(
+            std::fs::read_dir(dir.path()).expect("a directory").count(),
+            2
+        );
     }
 }

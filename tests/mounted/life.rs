@@ -53,12 +53,8 @@ fn an_unmount_ends_the_session_and_leaves_the_tree_at_the_source() {
     assert_eq!(fs::read(stand.source().join("a")).expect("a file"), b"one");
     // Nothing is there any more, and that is fine.
     stand.mounted().unmount(false).expect("once more");
-    assert!(
-        mount::table::mounts()
-            .expect("a table")
-            .iter()
-            .all(|e| e.id != entry.id)
-    );
+    let table = mount::table::mounts().expect("a table");
+    assert!(table.iter().all(|other| !other.is_same(&entry)));
 }
 
 #[test]
@@ -144,6 +140,34 @@ fn a_directory_is_mounted_over_itself() {
     assert_eq!(
         fs::read(stand.source().join("after")).expect("a file"),
         b"y"
+    );
+}
+
+#[test]
+fn a_source_that_is_a_mount_point_stays_one() {
+    if !can_mount() || !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let source = directory.path();
+    rustix::mount::mount("under", source, "tmpfs", MountFlags::NOEXEC, None).expect("a tmpfs");
+    let stand = Stand::unmounted_at(source, false, Local::Os);
+    let mounted = stand
+        .mount_at(source, Arc::new(NoRemoteWait))
+        .expect("a mount");
+    fs::write(source.join("a"), "x").expect("a write");
+    let flags = rustix::fs::statvfs(source).expect("statvfs").f_flag;
+    assert!(flags.contains(rustix::fs::StatVfsMountFlags::NOEXEC));
+    mounted.unmount(false).expect("an unmount");
+    assert_eq!(mounted.wait_ended(LIMIT), Session::Ended);
+    drop(mounted);
+    let place = mount::table::resolve(source).expect("a place");
+    let seen = fs::read(source.join("a"));
+    drop(stand);
+    rustix::mount::unmount(source, UnmountFlags::DETACH).expect("an unmount");
+    assert_eq!(
+        (&*place.mount.source, seen.ok()),
+        ("under", Some(b"x".to_vec()))
     );
 }
 

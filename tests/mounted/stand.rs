@@ -45,11 +45,17 @@ impl Stand {
     }
 
     pub fn unmounted(no_open: bool, local: Local) -> Stand {
+        Stand::unmounted_at(Path::new("source"), no_open, local)
+    }
+
+    /// Over a source that is there already, if it is an absolute path.
+    pub fn unmounted_at(source: &Path, no_open: bool, local: Local) -> Stand {
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name);
         for name in ["source", "point", "state"] {
             std::fs::create_dir(path(name)).expect("a directory");
         }
+        let source = directory.path().join(source);
         let index = Records::create(&path("state/index")).expect("an index");
         let options = journal::Options {
             directory: File::open(path("state"))
@@ -63,7 +69,7 @@ impl Stand {
         let journal = Arc::new(journal);
         let backing = Backing::open(
             backing::Options {
-                root: File::open(path("source")).expect("the source").into(),
+                root: File::open(&source).expect("the source").into(),
                 local,
                 exclude: Exclude::none(),
                 privileged: rustix::process::geteuid().is_root(),
@@ -75,7 +81,7 @@ impl Stand {
         .expect("a backing directory");
         let options = mount::Options {
             point: path("point"),
-            source: path("source"),
+            source: source.clone(),
             target: "nowhere:/x".to_owned(),
             allow_other: false,
             threads: None,

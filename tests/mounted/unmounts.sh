@@ -53,13 +53,13 @@ case_busy() {
   says_next "$holder"
   mounted "$MOUNT"
   echo more >"$MOUNT/still-works"
-  # Lazily: nobody finds it any more, and the end comes when the holder lets go.
+  # Lazily it goes at once, and the command ends when the last holder has let go.
   mirrorfs umount --lazy "$MOUNT" &
-  local lazy=$!
-  wait_until "it is detached" unmounted "$MOUNT"
+  local unmounting=$!
+  wait_until "it is not mounted any more" unmounted "$MOUNT"
   kill "$holder"
   wait "$holder" 2>/dev/null || true
-  wait "$lazy"
+  wait "$unmounting"
   equal "$SOURCE" "$REPLICA"
 }
 

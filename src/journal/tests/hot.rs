@@ -14,6 +14,7 @@ const FILES: u64 = 8;
 fn limits() -> Limits {
     Limits {
         hot_files_max: 4,
+        hot_retry: Duration::ZERO,
         hot_settle: Duration::ZERO,
         ..Limits::default()
     }

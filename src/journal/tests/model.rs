@@ -117,6 +117,14 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..120)
 }
 
+/// More of them with `JOURNAL_CASES`.
+fn cases() -> u32 {
+    std::env::var("JOURNAL_CASES")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(200)
+}
+
 fn name_of(number: u8) -> Name {
     name(&format!("n{number}"))
 }
@@ -225,7 +233,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn every_committed_epoch_is_the_tree_of_its_seal(
         steps in steps(),

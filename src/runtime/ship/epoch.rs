@@ -61,10 +61,7 @@ impl Session<'_> {
     }
 
     fn walking(&self) -> bool {
-        self.driver
-            .shared
-            .walking
-            .load(std::sync::atomic::Ordering::SeqCst)
+        self.driver.shared.walked().is_none()
     }
 
     /// Staging does not converge (writers are faster than the link): what is left is sealed, if
@@ -152,7 +149,17 @@ impl Session<'_> {
         let journal = self.driver.options.journal.clone();
         let before = self.sender.staged();
         self.driver.stage = Some((self.session, before));
-        let Some(sealed) = journal.seal(consistent) else {
+        let walked = self.driver.shared.walked();
+        let sealed = journal.seal(consistent);
+        if consistent && (walked.is_none() || walked != self.driver.shared.walked()) {
+            // An operation of the epoch has brought in a directory that only a walk will list.
+            if sealed.is_some() {
+                return self.fold(before, "a walk has begun meanwhile");
+            }
+            self.busy(false);
+            return Ok(());
+        }
+        let Some(sealed) = sealed else {
             return self.nothing_to_ship(consistent);
         };
         let index = self.driver.options.index.clone();
@@ -280,6 +287,7 @@ impl Session<'_> {
         }) = self.committing
         {
             self.driver.shared.received.send_replace(generation);
+            self.driver.shared.told();
         }
     }
 

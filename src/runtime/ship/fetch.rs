@@ -8,15 +8,14 @@ use crate::model::{Commit, EpochId, Incarnation, RootHash, Timestamp};
 use crate::records::Durability;
 use crate::sender::Event;
 use crate::wire::{ToPrimary, ToReplica};
+use std::sync::atomic::Ordering;
 
 impl Session<'_> {
     /// Asks for the records and makes them the index.
     pub(super) fn fetch_records(&mut self, consistent: bool) -> Result<(), End> {
-        let shared = self.driver.shared.clone();
         // Nothing consistent is sealed before a walk has compared everything.
-        shared
-            .walking
-            .store(true, std::sync::atomic::Ordering::SeqCst);
+        let shared = self.driver.shared.clone();
+        shared.fetching.store(true, Ordering::SeqCst);
         self.send(&ToReplica::FetchRecords, None)?;
         self.flush()?;
         let index = self.driver.options.index.clone();
@@ -50,6 +49,7 @@ impl Session<'_> {
         }
         self.driver.roots.clear();
         (self.driver.options.suspect)(Suspicion::Everything);
+        shared.fetching.store(false, Ordering::SeqCst);
         Ok(())
     }
 

@@ -33,6 +33,11 @@ pub trait Connect: Send + Sync {
     fn connect(&self, closer: &Closer) -> transport::Result<Link>;
 }
 
+/// Which walk over the tree is complete, if the last one is that was asked for (or that became
+/// necessary since). It is another one whenever anything was compared in between: an epoch that
+/// was sealed between two equal answers is consistent.
+pub type Walked = Arc<dyn Fn() -> Option<u64> + Send + Sync>;
+
 /// What a shipper works with.
 pub struct Options {
     /// Makes links.
@@ -49,6 +54,8 @@ pub struct Options {
     pub adopt: bool,
     /// See [`crate::wire::Hello::fake_super`].
     pub fake_super: bool,
+    /// Which walk over the tree is complete.
+    pub walk: Walked,
     /// Told what is to be compared again.
     pub suspect: Box<dyn Fn(Suspicion) + Send>,
 }
@@ -58,11 +65,11 @@ pub struct Options {
 pub enum Suspicion {
     /// One object, by content.
     Object(FileId),
-    /// The whole tree, by content: the index was replaced. The walk counts as not finished until
-    /// [`Shipper::walked`] is called again.
+    /// The whole tree, by content: the index was replaced. From the call on [`Options::walk`] says
+    /// that the walk is not complete.
     Everything,
     /// Something changed that no walk has found the name of: compare the tree once more, by
-    /// stamps. The walk counts as not finished, as above.
+    /// stamps. The walk is not complete, as above.
     Tree,
 }
 
@@ -162,7 +169,9 @@ pub(crate) struct Shared {
     status: Mutex<Status>,
     changed: Condvar,
     wake: tokio::sync::Notify,
-    walking: AtomicBool,
+    // the index is being replaced
+    fetching: AtomicBool,
+    walk: Walked,
     drains: AtomicUsize,
     stop: AtomicBool,
     retry: AtomicBool,
@@ -170,12 +179,23 @@ pub(crate) struct Shared {
     connecting: Mutex<Option<Closer>>,
     // the generation of changes that the replica has in memory at least
     received: watch::Sender<u64>,
+    // changes whenever anything got further
+    news: watch::Sender<u64>,
 }
 
 impl Shared {
     fn update(&self, change: impl FnOnce(&mut Status)) {
         change(&mut self.status.lock());
+        self.told();
+    }
+    /// Wakes all who watch.
+    fn told(&self) {
         self.changed.notify_all();
+        self.news.send_modify(|count| *count += 1);
+    }
+    /// Which walk is complete, if the last one that was asked for is.
+    fn walked(&self) -> Option<u64> {
+        (self.walk)().filter(|_| !self.fetching.load(Ordering::SeqCst))
     }
     fn stopping(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
@@ -190,7 +210,7 @@ pub struct Shipper {
 }
 
 impl Shipper {
-    /// Starts to reach the replica. Nothing is shipped before [`Shipper::walked`].
+    /// Starts to reach the replica. Nothing consistent is shipped before a walk is complete.
     ///
     /// # Errors
     /// When no thread can be started.
@@ -199,13 +219,15 @@ impl Shipper {
             status: Mutex::new(Status::default()),
             changed: Condvar::new(),
             wake: tokio::sync::Notify::new(),
-            walking: AtomicBool::new(true),
+            fetching: AtomicBool::new(false),
+            walk: options.walk.clone(),
             drains: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             retry: AtomicBool::new(false),
             bytes: Arc::new(AtomicU64::new(0)),
             connecting: Mutex::new(None),
             received: watch::Sender::new(0),
+            news: watch::Sender::new(0),
         });
         let journal = options.journal.clone();
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -237,14 +259,40 @@ impl Shipper {
     /// Whether a walk is under way (no consistent epoch is sealed).
     #[must_use]
     pub fn walking(&self) -> bool {
-        self.shared.walking.load(Ordering::SeqCst)
+        self.shared.walked().is_none()
     }
 
-    /// The walk over the tree is through (`true`), or begins again (`false`).
-    pub fn walked(&self, finished: bool) {
-        self.shared.walking.store(!finished, Ordering::SeqCst);
+    /// [`Options::walk`] has another answer.
+    pub fn walk_changed(&self) {
         self.shared.wake.notify_one();
-        self.shared.changed.notify_all();
+        self.shared.told();
+    }
+
+    /// Changes whenever anything got further: the status, the watermarks, the walk.
+    #[must_use]
+    pub fn news(&self) -> watch::Receiver<u64> {
+        self.shared.news.subscribe()
+    }
+
+    /// Somebody more waits for the end (`true`), or somebody less: while there is one, the
+    /// replica applies at once, and no pause is kept.
+    pub fn hurry(&self, more: bool) {
+        match more {
+            true => {
+                self.shared.drains.fetch_add(1, Ordering::SeqCst);
+                self.retry_now();
+            }
+            false => {
+                self.shared.drains.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// The receipt, if everything up to this [`Journal::mark`] is in the replica's tree, on
+    /// stable storage, and nothing is left to be compared.
+    #[must_use]
+    pub fn drained(&self, mark: u64) -> Option<Receipt> {
+        self.receipt(&self.shared.status.lock(), mark)
     }
 
     /// The generation of changes (see [`Journal::mark`]) that the replica has in its memory, to
@@ -291,11 +339,9 @@ impl Shipper {
     /// When the deadline passed, the shipper halted or was stopped; it says what is owed.
     pub fn drain(&self, deadline: Option<Instant>) -> Result<Receipt, Owed> {
         let wanted = self.journal.mark();
-        self.shared.drains.fetch_add(1, Ordering::SeqCst);
-        self.shared.retry.store(true, Ordering::SeqCst);
-        self.shared.wake.notify_one();
+        self.hurry(true);
         let result = self.wait_applied(wanted, deadline);
-        self.shared.drains.fetch_sub(1, Ordering::SeqCst);
+        self.hurry(false);
         result
     }
 
@@ -304,19 +350,8 @@ impl Shipper {
         let until = deadline.unwrap_or_else(|| Instant::now() + far);
         let mut status = self.shared.status.lock();
         loop {
-            let through =
-                !self.walking() && self.journal.committed_watch().borrow().generation >= wanted;
-            if through
-                && status.consistent
-                && status.marks.applied == status.marks.durable
-                && let Some(root_hash) = status.root_hash
-            {
-                let epoch = status.marks.applied;
-                return Ok(Receipt {
-                    epoch,
-                    root_hash,
-                    bytes_shipped: self.bytes_shipped(),
-                });
+            if let Some(receipt) = self.receipt(&status, wanted) {
+                return Ok(receipt);
             }
             let over = matches!(status.phase, Phase::Halted | Phase::Stopped);
             if over
@@ -329,6 +364,19 @@ impl Shipper {
                 return Err(self.owed(&status));
             }
         }
+    }
+
+    fn receipt(&self, status: &Status, wanted: u64) -> Option<Receipt> {
+        let committed = self.journal.committed_watch().borrow().generation;
+        let through = !self.walking() && committed >= wanted && status.consistent;
+        let root_hash = status.root_hash.filter(|_| through)?;
+        let epoch = status.marks.applied;
+        let bytes_shipped = self.bytes_shipped();
+        (epoch == status.marks.durable).then_some(Receipt {
+            epoch,
+            root_hash,
+            bytes_shipped,
+        })
     }
 
     fn owed(&self, status: &Status) -> Owed {
