@@ -178,7 +178,7 @@ case_remote_is_something_else() {
   host_up
   printf '#!/bin/sh\necho "Welcome to this host!"\nexec cat >/dev/null\n' >"$SCRATCH/other"
   chmod +x "$SCRATCH/other"
-  expect 5 mirrorfs mount "${SSH[@]:0:4}" --remote-path "$SCRATCH/other" "$SOURCE" "$TARGET" "$MOUNT"
+  expect 11 mirrorfs mount "${SSH[@]:0:4}" --remote-path "$SCRATCH/other" "$SOURCE" "$TARGET" "$MOUNT"
   says_next 'is the other side mirrorfs'
 }
 

@@ -4,7 +4,7 @@
 # Starts the load and lets it run for a while.
 under_load() {
   : >"$SCRATCH/log"
-  busy "$MOUNT" "$SCRATCH/log" 2>/dev/null &
+  busy "$MOUNT" "$SCRATCH/log" &
   load=$!
   wait_until "the load runs" rounds "$SCRATCH/log" 200
 }
