@@ -30,6 +30,8 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, verbose: u8) -> Outcome {
+    // What a dead daemon left mounted would cover the source, and maybe the state.
+    let _ = runtime::detach_dead(&args.path);
     let mut mirror = Registry::read(args.state_dir.as_deref()).find(&args.path)?;
     let request = Request::Drain {
         timeout_ms: millis(args.timeout),

@@ -2,7 +2,7 @@
 
 use super::{Outcome, ask, millis, print_json, print_line, show};
 use crate::config::parse_duration;
-use crate::control::{Reply, Request};
+use crate::control::{Exit, Reply, Request};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,11 +26,18 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Outcome {
+    let dead = crate::runtime::detach_dead(&args.path);
     let request = Request::Umount {
         timeout_ms: millis(args.timeout),
         lazy: args.lazy,
     };
-    match ask(&args.path, args.state_dir.as_deref(), &request)? {
+    let asked = ask(&args.path, args.state_dir.as_deref(), &request).map_err(|failure| {
+        match dead && failure.exit == Exit::NotMounted {
+            true => failure.context("the daemon of this mount had died; its mount is detached"),
+            false => failure,
+        }
+    });
+    match asked? {
         Reply::Receipt { receipt } if args.json => print_json(&receipt),
         Reply::Receipt { receipt } => print_line(&show::receipt(&receipt)),
         _ => Err(super::unexpected()),

@@ -1,10 +1,10 @@
 //! The side of a command: one request, blocking.
 
-use super::socket::short_path;
+use super::socket::{outside, short_path};
 use super::{Reply, Request, Status};
 use crate::limits::CONTROL_LINE_BYTES_MAX;
 use rustix::fs::{Mode, OFlags};
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -56,25 +56,27 @@ impl Client {
     /// # Errors
     /// [`ClientError::NoDaemon`] when none does; never waits for one.
     pub fn connect(state_dir: &Path) -> Result<Client, ClientError> {
-        let io = |source: std::io::Error| match source.kind() {
-            ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-                ClientError::NoDaemon(state_dir.to_owned())
-            }
+        let failed = |source: io::Error| match source.kind() {
             ErrorKind::PermissionDenied => ClientError::Forbidden(state_dir.to_owned()),
             _ => ClientError::Io {
                 path: state_dir.to_owned(),
                 source,
             },
         };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::open(state_dir, flags, Mode::empty()).map_err(|e| io(e.into()))?;
-        let stream = UnixStream::connect(short_path(dir.as_fd())).map_err(io)?;
-        stream.set_read_timeout(Some(SILENCE_MAX)).map_err(io)?;
-        stream.set_write_timeout(Some(SILENCE_MAX)).map_err(io)?;
-        Ok(Client {
-            stream,
-            state_dir: state_dir.to_owned(),
-        })
+        // The second is where it is when the mount covers the first.
+        for directory in [state_dir, &outside(state_dir)] {
+            match connect_in(directory) {
+                Ok(stream) => {
+                    return Ok(Client {
+                        stream,
+                        state_dir: state_dir.to_owned(),
+                    });
+                }
+                Err(error) if is_nobody(&error) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Err(ClientError::NoDaemon(state_dir.to_owned()))
     }
 
     /// Asks, and waits for the answer; `progress` hears how it stands meanwhile.
@@ -112,4 +114,25 @@ impl Client {
             }
         }
     }
+}
+
+fn connect_in(directory: &Path) -> io::Result<UnixStream> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(directory, flags, Mode::empty())?;
+    let stream = UnixStream::connect(short_path(directory.as_fd()))?;
+    stream.set_read_timeout(Some(SILENCE_MAX))?;
+    stream.set_write_timeout(Some(SILENCE_MAX))?;
+    Ok(stream)
+}
+
+/// Nobody listens there; or it is below the mount of a daemon that is gone.
+fn is_nobody(error: &io::Error) -> bool {
+    let dead = matches!(
+        error.raw_os_error(),
+        Some(libc::ENOTCONN | libc::ECONNABORTED)
+    );
+    dead || matches!(
+        error.kind(),
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused
+    )
 }

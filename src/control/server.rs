@@ -1,6 +1,6 @@
 //! The side of the daemon: answers requests, on the current-thread runtime.
 
-use super::socket::short_path;
+use super::socket::{make_outside, outside, short_path};
 use super::{Exit, Failure, Receipt, Reply, Request, SOCKET_NAME, Status};
 use crate::limits::{CONTROL_CLIENTS_MAX, CONTROL_LINE_BYTES_MAX};
 use rustix::fs::AtFlags;
@@ -8,6 +8,7 @@ use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +46,8 @@ pub struct Server {
     listener: UnixListener,
     dir: OwnedFd,
     slots: Arc<Semaphore>,
+    // Its directory, if that is the server's own.
+    outside: Option<PathBuf>,
 }
 
 /// Those that are being answered.
@@ -60,6 +63,16 @@ impl Clients {
 }
 
 impl Server {
+    /// Listens outside of the state directory, because a mount covers that.
+    ///
+    /// # Errors
+    /// When there is no place for the socket.
+    pub fn bind_outside(state_dir: &Path) -> io::Result<Server> {
+        let mut server = Server::bind(make_outside(state_dir)?)?;
+        server.outside = Some(outside(state_dir));
+        Ok(server)
+    }
+
     /// Listens in the state directory `dir`, whose lock the caller holds: what is left of an
     /// earlier socket is removed.
     ///
@@ -78,6 +91,7 @@ impl Server {
             listener,
             dir,
             slots: Arc::new(Semaphore::new(CONTROL_CLIENTS_MAX)),
+            outside: None,
         })
     }
 
@@ -116,6 +130,9 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = rustix::fs::unlinkat(&self.dir, SOCKET_NAME, AtFlags::empty());
+        if let Some(outside) = &self.outside {
+            let _ = std::fs::remove_dir(outside);
+        }
     }
 }
 

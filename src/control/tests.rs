@@ -136,6 +136,24 @@ fn commands_are_answered() {
 }
 
 #[test]
+fn a_covered_state_directory_has_its_socket_elsewhere() {
+    let place = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let inside = runtime.enter();
+    let server = Server::bind_outside(place.path()).unwrap();
+    assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
+    Client::connect(place.path()).unwrap();
+    drop((server, inside));
+    assert!(matches!(
+        Client::connect(place.path()),
+        Err(ClientError::NoDaemon(_))
+    ));
+}
+
+#[test]
 fn without_a_daemon_nobody_waits() {
     let dir = tempfile::tempdir().unwrap();
     let none = || Client::connect(dir.path()).expect_err("nobody listens");

@@ -5,7 +5,7 @@
 use super::ReplicaError;
 use super::error::Doing;
 use super::redo::names;
-use super::tree::Tree;
+use super::tree::{self, Tree};
 use crate::disk::{self, Snapshot};
 use crate::limits::{BLOCK_BYTES, BLOCKS_ITEM_MAX};
 use crate::model::{
@@ -79,7 +79,7 @@ impl Scan<'_> {
         }];
         while let Some(found) = left.pop() {
             // No further than a stop.
-            self.tree.step("scan").doing(|| "cannot scan")?;
+            self.tree.step(tree::Change::Look).doing(|| "cannot scan")?;
             self.directory(&found, &mut left)?;
         }
         Ok(())

@@ -26,7 +26,7 @@ use super::error::Doing;
 use super::home::Home;
 use super::place::At;
 use super::redo::{Kind, files_name};
-use super::tree::{Seen, Tree, shelf_name};
+use super::tree::{Seen, Tree, staged_name};
 use crate::limits::{DIRECTORY_DESCRIPTORS, SUSPECTS_MAX};
 use crate::model::{FileId, Fixed, Object};
 use crate::records::Records;
@@ -210,7 +210,7 @@ impl Apply<'_> {
         let files = files_name(self.delta.logs[log].number);
         let staged = self.tree.directory(&self.tree.redo, OsStr::new(&files));
         if let Ok(staged) = staged {
-            let name = shelf_name(id);
+            let name = staged_name(id);
             match self
                 .tree
                 .rename((&staged, OsStr::new(&name)), shelf.place())

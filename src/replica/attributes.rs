@@ -1,7 +1,7 @@
 //! Owner, mode, extended attributes and times of an object of the tree, as far as this replica
 //! may and shall apply them. What it does not apply is in the records.
 
-use super::tree::Tree;
+use super::tree::{Change, Tree};
 use crate::disk;
 use crate::model::{Fixed, Object};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid};
@@ -48,9 +48,7 @@ pub(super) fn apply(
     object: &Object,
     policy: Policy,
 ) -> io::Result<()> {
-    if !tree.step("attributes")? {
-        return Ok(());
-    }
+    tree.step(Change::Attributes(fd))?;
     let empty = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
     let mut stat = rustix::fs::fstat(fd)?;
     let attributes = &object.attributes;

@@ -10,7 +10,7 @@ use super::delta::{Item, Op};
 use super::error::Doing;
 use super::place::At;
 use super::redo::Kind;
-use super::tree::{Seen, shelf_name};
+use super::tree::{Change, Seen};
 use crate::limits::BLOCK_BYTES;
 use crate::model::{BlockHash, Body, Extent, ExtentSet, FileId, Fragment, blocks_of, hash_block};
 use std::fs::File;
@@ -82,10 +82,7 @@ impl Apply<'_> {
     ) -> Result<File, ReplicaError> {
         self.suspect(id);
         let action = || format!("cannot replace file {id} by a copy");
-        let fresh = At {
-            directory: self.park.clone(),
-            name: format!("{}.copy", shelf_name(id)).into(),
-        };
+        let fresh = self.temporary(id, "copy");
         self.tree
             .remove_all(&fresh.directory, &fresh.name)
             .doing(action)?;
@@ -100,10 +97,7 @@ impl Apply<'_> {
         attributes::apply(self.tree, file.as_fd(), false, &object, self.policy).doing(action)?;
         let mut names = item.attached.clone();
         names.extend(self.all_kept_names(id, item)?);
-        let temporary = At {
-            directory: self.park.clone(),
-            name: format!("{}.link", shelf_name(id)).into(),
-        };
+        let temporary = self.temporary(id, "link");
         for spot in &names {
             let Some(at) = self.at(spot)? else { continue };
             if self
@@ -148,10 +142,9 @@ impl Apply<'_> {
                 Op::Direct(..) => {}
                 Op::Size(bytes) => {
                     size = bytes;
-                    if self.tree.step("cut").doing(|| "stopped")? {
-                        file.set_len(bytes)
-                            .doing(|| format!("cannot cut file {id}"))?;
-                    }
+                    let action = || format!("cannot cut file {id}");
+                    self.tree.step(Change::Cut(file)).doing(action)?;
+                    file.set_len(bytes).doing(action)?;
                 }
                 Op::Fragment(log, at) => {
                     let (fragment, raw) = self.delta.logs[log].fragment(at)?;
@@ -174,9 +167,9 @@ impl Apply<'_> {
     ) -> Result<(), ReplicaError> {
         let Extent { offset, length } = fragment.extent;
         let action = || format!("cannot write file {} at {offset}", fragment.file);
-        if !self.tree.step("write").doing(action)? {
-            return Ok(());
-        }
+        self.tree
+            .step(Change::Write(file, fragment.extent))
+            .doing(action)?;
         match fragment.body {
             Body::Bytes => {
                 let bytes = self.delta.logs[log].data(raw)?;

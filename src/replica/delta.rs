@@ -120,6 +120,7 @@ impl Delta {
             last,
         };
         delta.take_bindings(records)?;
+        delta.take_unsaid(records)?;
         delta.take_objects(records)?;
         let sources = delta.take_content(records)?;
         delta.decide_over(&sources);
@@ -172,6 +173,38 @@ impl Delta {
             }
             if let Some(item) = self.item(records, binding.new)? {
                 item.attached.push(spot);
+            }
+        }
+        Ok(())
+    }
+
+    /// A directory that gets a name and is not said to lose its old one was in a directory that is
+    /// gone. (What is no directory may keep such a name, until the trash is emptied.)
+    fn take_unsaid(&mut self, records: &Records) -> Result<(), ReplicaError> {
+        let moved = |item: &Item| {
+            item.known
+                .is_some_and(|known| known.kind == Kind::Directory)
+                && item.kept > 0
+                && !item.attached.is_empty()
+        };
+        let moved: Vec<FileId> = self
+            .items
+            .iter()
+            .filter(|(_, item)| moved(item))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in moved {
+            for spot in records.links(id, 1)? {
+                let binding = Binding {
+                    old: Some(id),
+                    new: None,
+                    over: false,
+                };
+                self.bindings.insert(spot.clone(), binding);
+                if let Some(item) = self.items.get_mut(&id) {
+                    item.kept = 0;
+                    item.vacated.push(spot);
+                }
             }
         }
         Ok(())

@@ -19,14 +19,15 @@ use std::collections::{HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// What the applying thread has to say.
 #[derive(Debug)]
 pub(super) enum Report {
     /// All epochs up to this state are applied; these objects are not what the records say.
     Applied(State, Vec<FileId>),
-    /// An epoch makes no sense; it and all after it were dropped.
-    Broken(String),
+    /// It cannot go on. An epoch that makes no sense was dropped, with all after it.
+    Broken(ReplicaError),
 }
 
 /// See the module.
@@ -142,14 +143,14 @@ impl Engine {
         self.shared.lock().pending.len() as u64
     }
 
-    /// Why the last attempt to apply failed, if it did.
-    pub(super) fn trouble_now(&self) -> Option<String> {
-        self.shared.lock().failing.clone()
+    /// Whether the last attempt to apply has failed.
+    pub(super) fn is_failing(&self) -> bool {
+        self.shared.lock().failing.is_some()
     }
 
     /// Why not everything is applied, for people.
     pub(super) fn trouble(&self) -> String {
-        let trouble = self.trouble_now();
+        let trouble = self.shared.lock().failing.clone();
         trouble.unwrap_or_else(|| "the replica cannot keep up".to_owned())
     }
 
@@ -157,11 +158,6 @@ impl Engine {
     pub(super) fn reread(&self) -> Result<(), ReplicaError> {
         self.shared.lock().state = self.records.state()?;
         Ok(())
-    }
-
-    /// Tries again now what failed.
-    pub(super) fn poke(&self) {
-        self.changed.notify_all();
     }
 
     /// Waits until another epoch may become durable.
@@ -177,9 +173,13 @@ impl Engine {
         is_full(&self.shared.lock())
     }
 
-    /// Waits until all that is durable is applied; `false`: it cannot be, for now.
+    /// Waits until all that is durable is applied; `false`: it cannot be, for now. What has failed
+    /// before is tried once more.
     pub(super) fn wait_until_applied(&self) -> bool {
         let mut shared = self.shared.lock();
+        if shared.failing.take().is_some() {
+            self.changed.notify_all();
+        }
         while !self.is_over(&shared) && shared.failing.is_none() && !shared.pending.is_empty() {
             self.changed.wait(&mut shared);
         }
@@ -227,6 +227,8 @@ impl Engine {
             shared.pending.drain(..group.len());
             shared.begun = None;
             shared.state = state;
+            drop(shared);
+            self.tidy(&group);
         }
         match self.stop.load(Ordering::Relaxed) {
             true => Err(ReplicaError::Stopped),
@@ -281,10 +283,20 @@ impl Engine {
                 shared.failing = None;
                 shared.state = state;
                 drop(shared);
+                self.changed.notify_all();
                 report(Report::Applied(state, suspects));
+                self.tidy(group);
                 false
             }
             Err(ReplicaError::Stopped) => true,
+            // The records are older than what was already relied upon, or of no use.
+            Err(ReplicaError::Records(
+                error @ (records::Error::FellBack { .. } | records::Error::Damaged { .. }),
+            )) => {
+                self.shared.lock().broken = true;
+                report(Report::Broken(ReplicaError::from(error)));
+                true
+            }
             Err(error @ ReplicaError::Invalid { .. }) => {
                 tracing::error!(
                     error = error.chain(),
@@ -301,7 +313,7 @@ impl Engine {
                         tracing::error!(error = error.chain(), "cannot remove a dropped epoch");
                     }
                 }
-                report(Report::Broken(error.chain()));
+                report(Report::Broken(error));
                 true
             }
             Err(error) => self.pause(&error, group),
@@ -323,7 +335,12 @@ impl Engine {
         }
         shared.failing = Some(text);
         self.changed.notify_all();
-        self.changed.wait_for(&mut shared, APPLY_RETRY_PAUSE);
+        let deadline = Instant::now() + APPLY_RETRY_PAUSE;
+        while shared.failing.is_some() && !shared.closing && !self.is_over(&shared) {
+            if self.changed.wait_until(&mut shared, deadline).timed_out() {
+                break;
+            }
+        }
         false
     }
 
@@ -341,7 +358,6 @@ impl Engine {
         let before = records.state()?;
         let Some(first) = group.first().filter(|log| log.epoch() > before.epoch) else {
             // A commit of the records that failed, and took place all the same.
-            self.finish(group)?;
             return Ok((before, Vec::new()));
         };
         if progress == Progress::None {
@@ -364,15 +380,18 @@ impl Engine {
         tree.barrier()
             .doing(|| "cannot sync the replica's file system")?;
         change.finish(Durability::Immediate)?;
-        self.finish(group)?;
         Ok((state, suspects))
     }
 
-    fn finish(&self, group: &[Arc<Log>]) -> Result<(), ReplicaError> {
-        for log in group {
-            remove_log(&self.tree, log.number)?;
+    /// Removes what is of no use any more. What cannot be removed now is before the next apply.
+    fn tidy(&self, group: &[Arc<Log>]) {
+        let removed = group
+            .iter()
+            .try_for_each(|log| remove_log(&self.tree, log.number));
+        match clear(&self.home, &self.tree).and(removed) {
+            Ok(()) | Err(ReplicaError::Stopped) => {}
+            Err(error) => tracing::warn!(error = error.chain(), "cannot tidy up"),
         }
-        clear(&self.home, &self.tree)
     }
 }
 
@@ -395,10 +414,10 @@ fn invalid(log: &Log, error: records::Error) -> ReplicaError {
 
 /// Removes what an apply that is through has left.
 fn clear(home: &Home, tree: &Tree) -> Result<(), ReplicaError> {
-    tree.empty(&tree.park).doing(|| "cannot empty park")?;
-    tree.empty(&tree.trash).doing(|| "cannot empty trash")?;
+    home.remove("applying")?;
     home.remove("mark")?;
-    home.remove("applying")
+    tree.empty(&tree.park).doing(|| "cannot empty park")?;
+    tree.empty(&tree.trash).doing(|| "cannot empty trash")
 }
 
 fn remove_log(tree: &Tree, number: u64) -> Result<(), ReplicaError> {

@@ -5,6 +5,7 @@ use super::attributes::Policy;
 use super::engine::{Engine, Found};
 use super::error::Doing;
 use super::home::{Home, Identity, open_root};
+use super::link::Stop;
 use super::lock::{self, Lock};
 use super::redo::names;
 use crate::limits::APPLY_STACK_BYTES;
@@ -32,6 +33,7 @@ pub(super) fn admit(
     root: &Path,
     hello: &Hello,
     fake_super: bool,
+    stop: &Stop,
 ) -> Result<Admitted, ReplicaError> {
     if hello.version == 0 {
         let message = format!(
@@ -48,6 +50,7 @@ pub(super) fn admit(
     };
     let lock = lock::acquire(
         &home,
+        stop,
         || matches!(home.identity(), Ok(Some(identity)) if follows(&identity)),
     )?;
     let fake_super = fake_super || hello.fake_super;
@@ -195,7 +198,7 @@ pub fn recover(root: &Path) -> Result<Recovered, ReplicaError> {
     };
     let home = Home::open(root)?.ok_or_else(missing)?;
     home.check_format()?;
-    let _lock = lock::acquire(&home, || false)?;
+    let _lock = lock::acquire(&home, &Stop::default(), || false)?;
     let identity = home.identity()?.ok_or_else(missing)?;
     let records = Records::open(&home.records_path())?;
     let policy = Policy::of_process(identity.fake_super);

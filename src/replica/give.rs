@@ -6,7 +6,7 @@ use super::delta::{Binding, Item, Spot};
 use super::error::Doing;
 use super::place::At;
 use super::redo::Kind;
-use super::tree::{Seen, shelf_name};
+use super::tree::Seen;
 use crate::model::FileId;
 use std::io;
 
@@ -112,10 +112,7 @@ impl Apply<'_> {
             (true, false) => self.rename_free(source, at, spot),
             (false, false) => self.tree.link(source.place(), at.place()).doing(action),
             (false, true) => {
-                let temporary = At {
-                    directory: self.park.clone(),
-                    name: format!("{}.link", shelf_name(id)).into(),
-                };
+                let temporary = self.temporary(id, "link");
                 self.tree.unlink(temporary.place()).doing(action)?;
                 self.tree
                     .link(source.place(), temporary.place())

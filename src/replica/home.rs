@@ -7,7 +7,7 @@
 //! records.redb  what the tree holds
 //! redo/N.log    the entries of an epoch and their bytes (see `redo`)
 //! redo/N.files  files of that epoch that are too large for the log, by id
-//! park/         objects on their way, by id, while an epoch is applied
+//! park/         objects on their way, by epoch and id, while an epoch is applied
 //! trash/        superseded objects; deleted when the epoch that superseded them is applied
 //! applying      exists while an epoch is applied: a reader of the tree may see a mixture
 //! mark          the epoch whose names are vacated and whose new objects are complete
@@ -18,6 +18,7 @@
 use super::error::{Doing, ReplicaError};
 use crate::disk;
 use crate::model::{EpochId, Incarnation, RESERVED_NAME, SessionId, Uuid};
+use crate::wire::Refusal;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io;
@@ -84,20 +85,36 @@ fn make(at: &OwnedFd, name: &str) -> Result<(), ReplicaError> {
     }
 }
 
+/// The replica's own directory belongs to who serves it, and to nobody else: what is in it is
+/// believed.
+fn open_own(root: &OwnedFd, path: &Path) -> Result<Option<OwnedFd>, ReplicaError> {
+    let action = || format!("cannot open {}", path.display());
+    let home = match open_directory(root, Path::new(RESERVED_NAME)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.doing(action)?,
+    };
+    let stat = rustix::fs::fstat(&home).doing(action)?;
+    if stat.st_uid != rustix::process::geteuid().as_raw() {
+        let owner = stat.st_uid;
+        let message = format!("{} belongs to user {owner}, not to us", path.display());
+        return Err(ReplicaError::refused(Refusal::Unusable, message));
+    }
+    if stat.st_mode & 0o077 != 0 {
+        rustix::fs::fchmod(&home, Mode::RWXU).doing(action)?;
+    }
+    Ok(Some(home))
+}
+
 impl Home {
     /// Opens the replica's own directory; `None` if there is none.
     pub(super) fn open(root: &Path) -> Result<Option<Home>, ReplicaError> {
         let opened = open_root(root)?;
         let path = root.join(RESERVED_NAME);
-        match open_directory(&opened, Path::new(RESERVED_NAME)) {
-            Ok(home) => Ok(Some(Home {
-                root: opened,
-                home,
-                path,
-            })),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).doing(|| format!("cannot open {}", path.display())),
-        }
+        Ok(open_own(&opened, &path)?.map(|home| Home {
+            root: opened,
+            home,
+            path,
+        }))
     }
 
     /// Makes the replica's own directory, or completes one that a crash left half made.
@@ -105,8 +122,10 @@ impl Home {
         let opened = open_root(root)?;
         let path = root.join(RESERVED_NAME);
         make(&opened, RESERVED_NAME)?;
-        let home = open_directory(&opened, Path::new(RESERVED_NAME))
-            .doing(|| format!("cannot open {}", path.display()))?;
+        let home = open_own(&opened, &path)?.ok_or_else(|| {
+            let message = format!("{} was removed", path.display());
+            ReplicaError::refused(Refusal::Unusable, message)
+        })?;
         let this = Home {
             root: opened,
             home,

@@ -94,8 +94,13 @@ impl Inbox {
                 let why = loop {
                     match decoder.receive::<ToReplica>() {
                         Ok(Some((message, bytes))) => {
+                            // Nothing comes after it, so the stream is let go of.
+                            let last = matches!(message, ToReplica::Goodbye);
                             if !filled.put(message, bytes) {
                                 return;
+                            }
+                            if last {
+                                break None;
                             }
                         }
                         Ok(None) => break None,

@@ -7,22 +7,23 @@
 use super::ReplicaError;
 use super::error::Doing;
 use super::home::Home;
+use super::link::Stop;
 use crate::limits::TAKEOVER_DEADLINE;
 use crate::wire::Refusal;
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, Mode, OFlags, Stat};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-/// The replicas that this process serves, by the lock's inode. `flock` alone would do between
-/// processes; here a session can wait for another one of the same process.
-static SERVED: Mutex<Option<HashSet<(u64, u64)>>> = Mutex::new(None);
+/// The replicas that this process serves, by the lock's inode, and how their sessions are asked to
+/// stop. `flock` alone would do between processes.
+static SERVED: Mutex<BTreeMap<(u64, u64), Stop>> = Mutex::new(BTreeMap::new());
 static LEFT: Condvar = Condvar::new();
 
 /// The right to change a replica, for as long as it lives.
@@ -35,16 +36,16 @@ pub(super) struct Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
-        if let Some(served) = SERVED.lock().as_mut() {
-            served.remove(&self.key);
-        }
+        SERVED.lock().remove(&self.key);
         LEFT.notify_all();
     }
 }
 
-/// Takes the lock. `may_take_over` says whether the holder is one that this session fences.
+/// Takes the lock. `stop` is how to ask its holder to let go, `may_take_over` says whether the
+/// present holder is one that this session fences.
 pub(super) fn acquire(
     home: &Home,
+    stop: &Stop,
     mut may_take_over: impl FnMut() -> bool,
 ) -> Result<Lock, ReplicaError> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -56,12 +57,16 @@ pub(super) fn acquire(
     let deadline = Instant::now() + TAKEOVER_DEADLINE;
     {
         let mut served = SERVED.lock();
-        while served.get_or_insert_default().contains(&key) {
-            if !may_take_over() || LEFT.wait_until(&mut served, deadline).timed_out() {
+        while let Some(holder) = served.get(&key).cloned() {
+            if !may_take_over() {
+                return Err(busy(home, "this process"));
+            }
+            holder.request();
+            if LEFT.wait_until(&mut served, deadline).timed_out() {
                 return Err(busy(home, "this process"));
             }
         }
-        served.get_or_insert_default().insert(key);
+        served.insert(key, stop.clone());
     }
     // From here on dropping it lets others in.
     let lock = Lock { file, key };

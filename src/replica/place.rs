@@ -9,7 +9,7 @@ use super::apply::Apply;
 use super::delta::{Item, Spot};
 use super::error::Doing;
 use super::redo::Kind;
-use super::tree::{Seen, os, shelf_name};
+use super::tree::{Seen, os};
 use crate::model::FileId;
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -44,13 +44,26 @@ pub(super) fn is_absent(error: &io::Error) -> bool {
 }
 
 impl Apply<'_> {
+    /// The name of an object on a shelf. What an earlier apply has left is not mistaken for it.
+    pub(super) fn shelf_name(&self, id: FileId) -> OsString {
+        format!("{}-{id}", self.delta.last).into()
+    }
+
+    /// An entry of `park`, for what an object needs on its way.
+    pub(super) fn temporary(&self, id: FileId, what: &str) -> At {
+        At {
+            directory: self.park.clone(),
+            name: format!("{}-{id}.{what}", self.delta.last).into(),
+        }
+    }
+
     /// The shelf that an object is on while it is on its way.
     pub(super) fn shelf(&self, id: FileId) -> At {
         let doomed = self.delta.items.get(&id).is_some_and(Item::doomed);
         let directory = if doomed { &self.trash } else { &self.park };
         At {
             directory: directory.clone(),
-            name: shelf_name(id).into(),
+            name: self.shelf_name(id),
         }
     }
 
@@ -61,7 +74,7 @@ impl Apply<'_> {
         let directory = if gone { &self.trash } else { &self.park };
         At {
             directory: directory.clone(),
-            name: shelf_name(id).into(),
+            name: self.shelf_name(id),
         }
     }
 

@@ -101,7 +101,7 @@ fn admit_and_run(
             return Err(ReplicaError::refused(Refusal::Protocol, message));
         }
     };
-    let admitted = gate::admit(root, &hello, options.fake_super)?;
+    let admitted = gate::admit(root, &hello, options.fake_super, &options.stop)?;
     run(admitted, &hello, options, inbox, outbox)
 }
 
@@ -123,9 +123,12 @@ fn run(
         lock: _lock,
     } = admitted;
     let engine = Arc::new(engine);
-    let (stopped, waiting) = (engine.clone(), inbox.clone());
+    // Who asks to stop may outlive the session, which must not be kept open by that.
+    let (stopped, waiting) = (Arc::downgrade(&engine), inbox.clone());
     options.stop.listen(move || {
-        stopped.stop();
+        if let Some(engine) = stopped.upgrade() {
+            engine.stop();
+        }
         waiting.stop();
     });
     let header = Header::new(identity.primary, identity.incarnation, identity.session)?;
@@ -166,7 +169,11 @@ fn run(
     };
     with_apply(&engine, inbox, outbox, || {
         let result = session.run();
-        let kept = session.stage.flush();
+        // What broke the protocol is not kept for another session.
+        let kept = match &result {
+            Err(ReplicaError::Refused { .. }) => session.stage.discard(),
+            _ => session.stage.flush(),
+        };
         result.and(kept)
     })
 }
@@ -210,11 +217,8 @@ fn report(said: Report, inbox: &Inbox, outbox: &Outbox) {
                 root_hash: state.root_hash,
             });
         }
-        Report::Broken(message) => {
-            outbox.send(ToPrimary::Refused {
-                reason: Refusal::Protocol,
-                message,
-            });
+        Report::Broken(error) => {
+            outbox.send(refusal(&error));
             inbox.stop();
         }
     }
@@ -275,9 +279,12 @@ impl Session<'_> {
             }
             ToReplica::Commit(commit) => self.commit(&commit),
             ToReplica::Apply => {
-                self.engine.poke();
-                if let Some(trouble) = self.engine.trouble_now() {
-                    return self.stall(&trouble);
+                if self.engine.is_failing() {
+                    // If it succeeds now, the applying thread says so.
+                    return match self.engine.wait_until_applied() {
+                        true => Ok(()),
+                        false => self.stall(&self.engine.trouble()),
+                    };
                 }
                 let applied = self.engine.applied();
                 if applied.epoch == self.engine.durable().0 {

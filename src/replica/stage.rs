@@ -11,7 +11,7 @@ use super::redo::{
     self, Header, Log, Raw, RecordKind, encode_commit_record, encode_entry_record,
     encode_header_record, files_name, log_name, overlap,
 };
-use super::tree::{Tree, shelf_name, sync_directory};
+use super::tree::{Tree, staged_name, sync_directory};
 use crate::limits::{BLOCK_BYTES, DIRECT_BYTES, REDO_BUFFER_BYTES, STAGED_SYNC_MAX};
 use crate::model::{
     Body, Commit, Entry, Extent, ExtentSet, FileId, Fragment, SessionId, blocks_of, hash_block,
@@ -304,7 +304,7 @@ impl Stage {
     fn direct_file(&mut self, id: FileId) -> Result<File, ReplicaError> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR;
-        let opened = rustix::fs::openat(self.files()?, shelf_name(id), flags, mode);
+        let opened = rustix::fs::openat(self.files()?, staged_name(id), flags, mode);
         Ok(File::from(
             opened.doing(|| format!("cannot open the staged file {id}"))?,
         ))
@@ -334,7 +334,7 @@ impl Stage {
     }
 
     fn remove_direct(&mut self, id: FileId) -> Result<(), ReplicaError> {
-        match rustix::fs::unlinkat(self.files()?, shelf_name(id), AtFlags::empty()) {
+        match rustix::fs::unlinkat(self.files()?, staged_name(id), AtFlags::empty()) {
             Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
             Err(error) => Err(error).doing(|| format!("cannot remove the staged file {id}")),
         }

@@ -8,34 +8,50 @@ use super::home::Home;
 use super::redo::{Kind, names};
 use super::{ReplicaError, error::Doing};
 use crate::disk;
-use crate::model::{Fixed, Name};
+use crate::model::{Extent, Fixed, Name};
 use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// What a hook wants to become of a change.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Fate {
-    /// It is made.
-    Made,
-    /// It is not made, and nobody notices: a power failure will have lost it.
-    #[cfg(test)]
-    Lost,
-    /// The process ends here.
-    #[cfg(test)]
-    Crash,
+/// A change that is about to be made.
+// What it is about only the hooks of tests look at.
+#[cfg_attr(not(test), allow(dead_code))]
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Change<'a> {
+    /// An entry is moved to a free name.
+    Rename(Place<'a>, Place<'a>),
+    /// An entry is moved over another.
+    RenameOver(Place<'a>, Place<'a>),
+    /// An object gets this name too.
+    Link(Place<'a>),
+    /// A name is removed.
+    Unlink(Place<'a>),
+    /// An object is made under this name.
+    Make(Place<'a>),
+    /// Bytes of a file are written.
+    Write(&'a File, Extent),
+    /// A file is cut or extended.
+    Cut(&'a File),
+    /// Owner, mode or times of an object are set.
+    Attributes(BorrowedFd<'a>),
+    /// Something of no use any more is deleted.
+    Delete,
+    /// All so far is made durable.
+    Sync,
+    /// Nothing is changed.
+    Look,
 }
 
-/// Called before every change of the tree.
+/// Called before every change of the tree; what it answers ends the apply.
 pub(super) trait Hook: Send + Sync + std::fmt::Debug {
-    /// Decides about one change.
-    fn before(&self, what: &'static str) -> Fate;
+    /// About one change.
+    fn before(&self, change: Change<'_>) -> io::Result<()>;
 }
 
 /// An entry of a directory, as far as it must be known before it is touched.
@@ -87,22 +103,14 @@ impl Tree {
         self
     }
 
-    /// Stands before every change; `false`: it is not to be made.
-    pub(super) fn step(&self, what: &'static str) -> io::Result<bool> {
+    /// Stands before every change.
+    pub(super) fn step(&self, change: Change<'_>) -> io::Result<()> {
         if self.stop.load(Ordering::Relaxed) {
-            return Err(io::Error::other(Halted));
+            return Err(halted());
         }
-        match self
-            .hook
+        self.hook
             .as_ref()
-            .map_or(Fate::Made, |hook| hook.before(what))
-        {
-            Fate::Made => Ok(true),
-            #[cfg(test)]
-            Fate::Lost => Ok(false),
-            #[cfg(test)]
-            Fate::Crash => Err(io::Error::other(Halted)),
-        }
+            .map_or(Ok(()), |hook| hook.before(change))
     }
 
     /// Opens a directory in a directory, to list it.
@@ -139,9 +147,7 @@ impl Tree {
 
     /// Moves an entry to a name that is free; `AlreadyExists` if it is not.
     pub(super) fn rename(&self, from: Place<'_>, to: Place<'_>) -> io::Result<()> {
-        if !self.step("rename")? {
-            return Ok(());
-        }
+        self.step(Change::Rename(from, to))?;
         let flags = RenameFlags::NOREPLACE;
         match rustix::fs::renameat_with(from.0, from.1, to.0, to.1, flags) {
             // A file system without the flag.
@@ -154,17 +160,13 @@ impl Tree {
 
     /// Moves an entry that is no directory over another that is none.
     pub(super) fn rename_over(&self, from: Place<'_>, to: Place<'_>) -> io::Result<()> {
-        if !self.step("rename over")? {
-            return Ok(());
-        }
+        self.step(Change::RenameOver(from, to))?;
         Ok(rustix::fs::renameat(from.0, from.1, to.0, to.1)?)
     }
 
     /// Gives an object another name.
     pub(super) fn link(&self, from: Place<'_>, to: Place<'_>) -> io::Result<()> {
-        if !self.step("link")? {
-            return Ok(());
-        }
+        self.step(Change::Link(to))?;
         Ok(rustix::fs::linkat(
             from.0,
             from.1,
@@ -176,9 +178,7 @@ impl Tree {
 
     /// Removes a name that holds no directory, if it is there.
     pub(super) fn unlink(&self, (at, name): Place<'_>) -> io::Result<()> {
-        if !self.step("unlink")? {
-            return Ok(());
-        }
+        self.step(Change::Unlink((at, name)))?;
         match rustix::fs::unlinkat(at, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error.into()),
@@ -187,15 +187,13 @@ impl Tree {
 
     /// Makes a directory, for the owner only.
     pub(super) fn make_directory(&self, (at, name): Place<'_>) -> io::Result<()> {
-        if !self.step("mkdir")? {
-            return Ok(());
-        }
+        self.step(Change::Make((at, name)))?;
         Ok(rustix::fs::mkdirat(at, name, Mode::RWXU)?)
     }
 
     /// Makes an empty file, for the owner only, and opens it.
     pub(super) fn make_file(&self, (at, name): Place<'_>) -> io::Result<File> {
-        self.step("create")?;
+        self.step(Change::Make((at, name)))?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR;
         Ok(File::from(rustix::fs::openat(at, name, flags, mode)?))
@@ -209,9 +207,7 @@ impl Tree {
         fixed: &Fixed,
         privileged: bool,
     ) -> io::Result<()> {
-        if !self.step("make")? {
-            return Ok(());
-        }
+        self.step(Change::Make((at, name)))?;
         let mode = Mode::RUSR | Mode::WUSR;
         let node = |kind, device| rustix::fs::mknodat(at, name, kind, mode, device);
         let made = match fixed {
@@ -300,9 +296,7 @@ impl Tree {
 
     // Whether it is gone: not a directory with something in it.
     fn remove_entry(&self, at: &OwnedFd, name: &OsStr) -> io::Result<bool> {
-        if !self.step("remove")? {
-            return Ok(true);
-        }
+        self.step(Change::Delete)?;
         match rustix::fs::unlinkat(at, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => return Ok(true),
             Err(Errno::ISDIR | Errno::PERM) => {}
@@ -321,9 +315,14 @@ impl Tree {
 
     /// Everything that was changed so far is on stable storage when it returns.
     pub(super) fn barrier(&self) -> io::Result<()> {
-        self.step("sync")?;
+        self.step(Change::Sync)?;
         Ok(rustix::fs::syncfs(&self.root)?)
     }
+}
+
+/// What ends an apply that was told to stop.
+pub(super) fn halted() -> io::Error {
+    io::Error::other(Halted)
 }
 
 impl Seen {
@@ -388,8 +387,8 @@ fn write_zeros(file: &File, offset: u64, length: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// The name of an object in `park` and `trash`.
-pub(super) fn shelf_name(id: crate::model::FileId) -> String {
+/// The name of a staged file.
+pub(super) fn staged_name(id: crate::model::FileId) -> String {
     id.0.to_string()
 }
 

@@ -7,7 +7,7 @@ use super::places::{self, Places};
 use super::ready::Ready;
 use super::waiters::{Attendant, Policy, waiters};
 use super::{MountRequest, failures, registry};
-use crate::config::{Local, MIRROR_VERSION, Mirror, Remote};
+use crate::config::{Local, MIRROR_VERSION, Mirror, Remote, beneath};
 use crate::control::{Client, Exit, Failure, Receipt, Reply, Request, Server, Service, Status};
 use crate::mount::{self, Mounted, NoRemoteWait, RemoteWait, holders, table};
 use crate::transport::Target;
@@ -69,7 +69,7 @@ fn run(engine: &Arc<Engine>, ready: Ready) -> Result<(), Failure> {
     let runtime = runtime()?;
     let server = {
         let _inside = runtime.enter();
-        bind(engine)?
+        bind(engine, Some(&mirror.mountpoint))?
     };
     let (remote, attendant) = remote_wait(engine);
     let mounted = mount::mount(engine.backing(), remote, &mount_options(mirror))
@@ -123,7 +123,7 @@ pub fn drain(
         let runtime = runtime()?;
         let server = {
             let _inside = runtime.enter();
-            bind(&engine)?
+            bind(&engine, None)?
         };
         engine.start_walk()?;
         let life: Rc<Life<Engine, Kernel>> = Life::new(Arc::clone(&engine), None);
@@ -188,11 +188,19 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .map_err(|error| failures::local(&error).context("cannot start the runtime"))
 }
 
-fn bind(engine: &Engine) -> Result<Server, Failure> {
-    let directory = engine.state().directory().try_clone_to_owned();
-    directory
-        .and_then(Server::bind)
-        .map_err(|error| failures::local(&error).context("cannot open the control socket"))
+/// Opens the control socket. Below its own mountpoint a state directory is seen through the mount,
+/// where a socket leads nowhere.
+fn bind(engine: &Engine, mountpoint: Option<&Path>) -> Result<Server, Failure> {
+    let state = engine.state();
+    let covered = mountpoint.is_some_and(|point| beneath(state.path(), point));
+    let bound = match covered {
+        true => Server::bind_outside(state.path()),
+        false => state
+            .directory()
+            .try_clone_to_owned()
+            .and_then(Server::bind),
+    };
+    bound.map_err(|error| failures::local(&error).context("cannot open the control socket"))
 }
 
 /// A source or mountpoint that a living daemon of this user serves is said to be so before
@@ -222,6 +230,16 @@ fn refuse_mounted(request: &MountRequest) -> Result<(), Failure> {
                 .next(format!("mirrorfs umount {}", place.path.display())))
         }
     }
+}
+
+/// Detaches the mount of a dead daemon at exactly this path. Whether there was one.
+#[must_use]
+pub fn detach_dead(path: &Path) -> bool {
+    let dead = |place: &table::Place| place.mount.is_ours() && place.is_mount_point();
+    let Ok(before) = table::resolve(path) else {
+        return false;
+    };
+    dead(&before) && table::detach_stale(&before.path).is_ok()
 }
 
 fn describe(
@@ -331,8 +349,13 @@ fn who_is_in(source: &Path, mountpoint: &Path) -> Option<holders::Holders> {
         return None;
     }
     let place = table::resolve(source).ok()?;
-    Some(holders::of_directory(place.mount.device, source))
-        .filter(|holders| !holders.processes.is_empty())
+    let mut holders = holders::of_directory(place.mount.device, source);
+    // The process that waits for this one uses nothing of it but, maybe, the program.
+    let parent = rustix::process::getppid().map(|parent| parent.as_raw_nonzero().get());
+    holders
+        .processes
+        .retain(|holder| i32::try_from(holder.pid).ok() != parent);
+    Some(holders).filter(|holders| !holders.processes.is_empty())
 }
 
 /// They keep seeing what is underneath.

@@ -152,6 +152,8 @@ pub fn transport(error: &transport::Error) -> Failure {
     };
     let failure = Failure::from_error(exit, error);
     match error.next_step() {
+        next if next.is_empty() && exit == Exit::Unreachable => failure
+            .next("try the connection by hand; the daemon's log may say more, over there too"),
         next if next.is_empty() => failure,
         next => failure.next(next),
     }

@@ -15,7 +15,7 @@ pub mod registry;
 pub mod ship;
 mod waiters;
 
-pub use daemon::{drain, mount};
+pub use daemon::{detach_dead, drain, mount};
 pub use log::LOG_NAME;
 
 use crate::config::Options;

@@ -237,23 +237,26 @@ mod tests {
     #[test]
     fn a_path_finds_its_mirror() {
         let mirrors = [
-            mirror("/home/u", "/home/u", "/s/1"),
-            mirror("/home/u/p", "/mnt", "/s/2"),
-            mirror("/home/u/p", "/mnt2", "/s/3"),
+            mirror("/people/u", "/people/u", "/s/1"),
+            mirror("/people/u/p", "/mnt", "/s/2"),
+            mirror("/people/u/p", "/mnt2", "/s/3"),
         ];
         let find = |path: &str, up: &'static [&str]| {
             let up = move |m: &Mirror| up.iter().any(|dir| m.state_dir == Path::new(dir));
             choose(&mirrors, Path::new(path), &up).map(|found| found.state_dir)
         };
-        assert_eq!(find("/home/u", &[]), Ok("/s/1".into()));
-        assert_eq!(find("/home/u/other/x", &[]), Ok("/s/1".into()));
+        assert_eq!(find("/people/u", &[]), Ok("/s/1".into()));
+        assert_eq!(find("/people/u/other/x", &[]), Ok("/s/1".into()));
         assert_eq!(find("/mnt/a", &[]), Ok("/s/2".into()));
         assert_eq!(find("/mnt2", &[]), Ok("/s/3".into()));
-        assert_eq!(find("/home/u/p/q", &["/s/3"]), Ok("/s/3".into()));
+        assert_eq!(find("/people/u/p/q", &["/s/3"]), Ok("/s/3".into()));
         assert_eq!(find("/s/2", &[]), Ok("/s/2".into()));
-        assert_eq!(find("/home/u/p", &[]).map_err(|f| f.exit), Err(Exit::Usage));
         assert_eq!(
-            find("/home/u2", &[]).map_err(|f| f.exit),
+            find("/people/u/p", &[]).map_err(|f| f.exit),
+            Err(Exit::Usage)
+        );
+        assert_eq!(
+            find("/people/u2", &[]).map_err(|f| f.exit),
             Err(Exit::NotMounted)
         );
         assert_eq!(
@@ -266,15 +269,15 @@ mod tests {
     fn descriptions_are_found_where_they_are() {
         let root = tempfile::tempdir().expect("a directory");
         let root = root.path().canonicalize().expect("a path");
-        let dir = state_dir(&root, Path::new("/home/u/my project"), "h:/t");
+        let dir = state_dir(&root, Path::new("/people/u/my project"), "h:/t");
         assert_eq!(dir.parent(), Some(root.as_path()));
         assert_ne!(
             dir,
-            state_dir(&root, Path::new("/home/u/my project"), "h:/t2")
+            state_dir(&root, Path::new("/people/u/my project"), "h:/t2")
         );
         std::fs::create_dir_all(&dir).expect("made");
         std::fs::create_dir(root.join("no mirror")).expect("made");
-        let written = mirror("/home/u/my project", "/mnt", "/elsewhere");
+        let written = mirror("/people/u/my project", "/mnt", "/elsewhere");
         write(std::fs::File::open(&dir).expect("open"), &written).expect("written");
         let registry = Registry::read(Some(&root));
         let found: Vec<&Mirror> = registry

@@ -138,8 +138,14 @@ fn check_records(engine: &Engine, world: &World) {
     assert_eq!(state.names, world.names.len() as u64);
 }
 
+/// More to hunt with.
+const CASES: u32 = match option_env!("MIRRORFS_CASES") {
+    Some(_) => 600,
+    None => 12,
+};
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn the_tree_is_the_model(seed in any::<u64>(), epochs in 1usize..7, together in 1usize..4) {
         let dice = &mut Dice(seed);

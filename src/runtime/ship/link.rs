@@ -193,7 +193,7 @@ impl Ear {
                 Ok(None) | Err(WireError::Io(_) | WireError::Truncated { .. }) => {
                     Heard::End(self.diagnosis(LinkEnd::Closed))
                 }
-                Err(error) => Heard::End(self.diagnosis(LinkEnd::Garbled(error.to_string()))),
+                Err(error) => Heard::End(self.garbled(error.to_string())),
             };
             last_heard = Instant::now();
             let last = matches!(heard, Heard::End(_));
@@ -203,6 +203,17 @@ impl Ear {
             if tell.blocking_send(heard).is_err() || last {
                 return;
             }
+        }
+    }
+
+    /// What came is no conversation. Why the other side could not even begin says more; that it
+    /// has ended since does not.
+    fn garbled(&self, what: String) -> LinkEnd {
+        match self.diagnosis(LinkEnd::Closed) {
+            LinkEnd::Transport(error) if !matches!(*error, transport::Error::Lost { .. }) => {
+                LinkEnd::Transport(error)
+            }
+            _ => LinkEnd::Garbled(what),
         }
     }
 
