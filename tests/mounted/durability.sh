@@ -9,7 +9,7 @@ traced() {
   process=$(daemon "$MOUNT")
   strace -f -y -q -tt -s 0 -o "$file" -p "$process" \
     -e trace=write,pwrite64,pwritev,pwritev2,fsync,fdatasync,syncfs,sync_file_range,openat,openat2 \
-    2>"$SCRATCH/strace" &
+    2>"$SCRATCH/strace" 7>&- &
   tracer=$!
   wait_until "the tracer is attached" attached "$process"
   "$@"
