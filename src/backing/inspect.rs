@@ -219,7 +219,8 @@ impl Backing {
             .view(id)
             .is_some_and(|node| node.verified == walk);
         let mut suspect = false;
-        if !self.has_known_name(id)? {
+        // A walk comes from above: the directory is known.
+        if known != Some(id) && !self.has_known_name(id)? {
             self.discover(&operation, id, seen)?;
             suspect = true;
         } else if !verified && !self.is_unchanged(id, seen)? {
@@ -266,7 +267,9 @@ impl Backing {
         if id == FileId::ROOT {
             return Ok(true);
         }
-        Ok(!self.journal.known_links(id, 1).map_err(broken)?.is_empty())
+        // A name in a directory that was moved out of the tree counts for nothing: what is in
+        // there goes with it.
+        self.journal.is_reachable(id).map_err(broken)
     }
 
     /// Whether the index proves that nothing has touched an object. One that is not in the index

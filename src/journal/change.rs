@@ -6,8 +6,12 @@ use std::collections::BTreeMap;
 /// The changes to one object.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Change {
-    /// The replica has never heard of it.
+    /// It was born in this epoch, or in one that was folded into it.
     pub new: bool,
+    /// That one may have reached the replica all the same, and with it the index.
+    pub uncertain: bool,
+    /// The index may still know it as it was before the sealed epoch takes it away.
+    pub revived: bool,
     /// Owner, mode, times or size.
     pub attributes: bool,
     /// Extended attributes.
@@ -23,8 +27,12 @@ pub(super) struct Change {
 impl Change {
     /// Adds what an older, abandoned epoch knew. Final states need no order: what is dirty is
     /// read again anyway.
-    pub fn fold(&mut self, older: &Change) {
+    ///
+    /// `uncertain`: its commit may have been sent.
+    pub fn fold(&mut self, older: &Change, uncertain: bool) {
         self.new |= older.new;
+        self.revived |= older.revived;
+        self.uncertain |= older.uncertain || (older.new && uncertain);
         self.attributes |= older.attributes;
         self.xattrs |= older.xattrs;
         older

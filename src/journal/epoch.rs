@@ -4,13 +4,17 @@
 //! `names` may be held while one of `holders` is taken, never the other way round; the others
 //! are leaves.
 
+mod fold;
+
 use super::Limits;
 use super::bases::Bases;
 use super::change::{Change, PENDING};
-use crate::model::{Extent, FileId, Name};
+use super::sealed::Sealed;
+use crate::model::{Extent, ExtentSet, FileId, Name};
 use parking_lot::{Condvar, Mutex};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 const SHARDS: usize = 16;
@@ -37,6 +41,13 @@ impl<T> Sharded<T> {
 /// What a name holds; `None`: nothing.
 pub(super) type Holder = Option<FileId>;
 
+#[derive(Clone, Copy)]
+struct Held {
+    holder: Holder,
+    /// Never to be forgotten: an epoch that may have reached the replica bound it.
+    keep: bool,
+}
+
 #[derive(Default)]
 struct Objects {
     changes: HashMap<FileId, Change>,
@@ -52,9 +63,13 @@ pub(super) struct Epoch {
     pub bases: Mutex<Bases>,
     limits: Limits,
     objects: Sharded<Objects>,
-    names: Sharded<HashMap<FileId, BTreeMap<Name, Holder>>>,
+    names: Sharded<HashMap<FileId, BTreeMap<Name, Held>>>,
     holders: Sharded<HashMap<FileId, BTreeSet<(FileId, Name)>>>,
     inodes: Mutex<HashMap<u64, FileId>>,
+    // Objects that the sealed epoch takes from the replica, and this one gives back.
+    revived: Mutex<HashSet<FileId>>,
+    // The epoch that was folded into this one and may have reached the replica.
+    doubtful: Mutex<Option<Arc<Sealed>>>,
     // Objects with extents that were taken for the stage and not confirmed.
     pending: Mutex<HashSet<FileId>>,
 
@@ -82,6 +97,8 @@ impl Epoch {
             names: Sharded::default(),
             holders: Sharded::default(),
             inodes: Mutex::default(),
+            revived: Mutex::default(),
+            doubtful: Mutex::default(),
             pending: Mutex::default(),
             object_count: AtomicUsize::new(0),
             name_count: AtomicUsize::new(0),
@@ -237,16 +254,41 @@ impl Epoch {
         self.objects.of(id).lock().changes.get(&id).map(look)
     }
 
+    /// Whether an object was born in this epoch, or is as good as that, so that what the layers
+    /// below know of it does not count.
     pub fn is_new(&self, id: FileId) -> bool {
+        self.with(id, |change| {
+            change.new && (!change.uncertain || change.revived)
+        })
+        .unwrap_or(false)
+    }
+
+    /// Whether the index has never known an object, nor may before this epoch is sealed.
+    pub fn is_unheard_of(&self, id: FileId) -> bool {
+        self.with(id, |change| {
+            change.new && !change.uncertain && !change.revived
+        })
+        .unwrap_or(false)
+    }
+
+    /// Whether an object was born in this epoch. The index may know it all the same, if what was
+    /// folded into this one reached the replica.
+    pub fn is_born(&self, id: FileId) -> bool {
         self.with(id, |change| change.new).unwrap_or(false)
     }
 
-    /// Forgets an object that was born and is gone in this epoch.
+    /// Forgets an object that was born and is gone in this epoch; but not that the replica's
+    /// stage has some of it, since it may come back.
     pub fn forget(&self, id: FileId) {
         let mut shard = self.objects.of(id).lock();
-        if let Some(change) = shard.changes.remove(&id) {
-            shard.dirty.remove(&id);
-            self.dirty_bytes.fetch_sub(change.dirty.bytes(), SeqCst);
+        self.adjust(&mut shard, id, |change| change.dirty = ExtentSet::default());
+        if shard
+            .changes
+            .get(&id)
+            .is_some_and(|change| change.staged.is_empty())
+        {
+            shard.changes.remove(&id);
+            self.revived.lock().remove(&id);
             self.object_count.fetch_sub(1, SeqCst);
         }
     }
@@ -324,25 +366,35 @@ impl Epoch {
     /// Records what a name holds; what this epoch knew of it before.
     pub fn bind(&self, parent: FileId, name: &Name, holder: Holder) -> Option<Holder> {
         let mut shard = self.names.of(parent).lock();
-        let before = shard
-            .entry(parent)
-            .or_default()
-            .insert(name.clone(), holder);
-        if before.is_none() {
-            self.name_count.fetch_add(1, SeqCst);
-        }
+        let names = shard.entry(parent).or_default();
+        let before = match names.get_mut(name) {
+            Some(bound) => Some(std::mem::replace(&mut bound.holder, holder)),
+            None => {
+                names.insert(
+                    name.clone(),
+                    Held {
+                        holder,
+                        keep: false,
+                    },
+                );
+                self.name_count.fetch_add(1, SeqCst);
+                None
+            }
+        };
         self.held(parent, name, before.flatten(), holder);
         before
     }
 
     /// Records what a name holds unless something is known of it already.
-    pub fn bind_older(&self, parent: FileId, name: &Name, holder: Holder) {
+    fn bind_older(&self, parent: FileId, name: &Name, older: Held) {
         let mut shard = self.names.of(parent).lock();
         let names = shard.entry(parent).or_default();
-        if !names.contains_key(name) {
-            names.insert(name.clone(), holder);
+        if let Some(bound) = names.get_mut(name) {
+            bound.keep |= older.keep;
+        } else {
+            names.insert(name.clone(), older);
             self.name_count.fetch_add(1, SeqCst);
-            self.held(parent, name, None, holder);
+            self.held(parent, name, None, older.holder);
         }
     }
 
@@ -352,7 +404,10 @@ impl Epoch {
         let Some(names) = shard.get_mut(&parent) else {
             return;
         };
-        if names.get(name) == Some(&None) {
+        if names
+            .get(name)
+            .is_some_and(|bound| bound.holder.is_none() && !bound.keep)
+        {
             names.remove(name);
             self.name_count.fetch_sub(1, SeqCst);
             if names.is_empty() {
@@ -382,12 +437,8 @@ impl Epoch {
     }
 
     pub fn child(&self, parent: FileId, name: &Name) -> Option<Holder> {
-        self.names
-            .of(parent)
-            .lock()
-            .get(&parent)?
-            .get(name)
-            .copied()
+        let shard = self.names.of(parent).lock();
+        shard.get(&parent)?.get(name).map(|held| held.holder)
     }
 
     /// Up to `max` names of a directory that this epoch touches, in order.
@@ -403,7 +454,8 @@ impl Epoch {
         };
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let rows = names.range::<Name, _>((from, Bound::Unbounded)).take(max);
-        rows.map(|(name, &holder)| (name.clone(), holder)).collect()
+        rows.map(|(name, bound)| (name.clone(), bound.holder))
+            .collect()
     }
 
     /// The names that this epoch gives to an object.
@@ -424,11 +476,8 @@ impl Epoch {
         let mut rows = Vec::with_capacity(self.name_count());
         for shard in self.names.iter() {
             for (&parent, names) in shard.lock().iter() {
-                rows.extend(
-                    names
-                        .iter()
-                        .map(|(name, &holder)| (parent, name.clone(), holder)),
-                );
+                let row = |(name, bound): (&Name, &Held)| (parent, name.clone(), bound.holder);
+                rows.extend(names.iter().map(row));
             }
         }
         rows.sort_unstable();
@@ -443,49 +492,6 @@ impl Epoch {
 
     pub fn by_inode(&self, inode: u64) -> Option<FileId> {
         self.inodes.lock().get(&inode).copied()
-    }
-
-    /// Takes in everything an abandoned epoch knew. Operations go on meanwhile; those that look
-    /// at both epochs, this one first, see each name at all times.
-    pub fn fold(&self, older: &Epoch) {
-        for shard in older.names.iter() {
-            // Not both locks at once: the shards of two epochs have no order.
-            let copy: Vec<(FileId, Vec<(Name, Holder)>)> = {
-                let shard = shard.lock();
-                let rows = |names: &BTreeMap<Name, Holder>| {
-                    names
-                        .iter()
-                        .map(|(name, &holder)| (name.clone(), holder))
-                        .collect()
-                };
-                shard
-                    .iter()
-                    .map(|(&parent, names)| (parent, rows(names)))
-                    .collect()
-            };
-            for (parent, names) in copy {
-                names
-                    .iter()
-                    .for_each(|(name, holder)| self.bind_older(parent, name, *holder));
-            }
-        }
-        for shard in older.objects.iter() {
-            let copy: Vec<(FileId, Change)> = shard
-                .lock()
-                .changes
-                .iter()
-                .map(|(&id, change)| (id, change.clone()))
-                .collect();
-            for (id, change) in copy {
-                self.change(id, |now| now.fold(&change));
-            }
-        }
-        for (&inode, &id) in older.inodes.lock().iter() {
-            self.inodes.lock().entry(inode).or_insert(id);
-        }
-        let oldest = older.oldest.load(SeqCst);
-        self.oldest.fetch_min(oldest, SeqCst);
-        self.records.fetch_add(older.records(), SeqCst);
     }
 }
 

@@ -4,7 +4,7 @@ use super::epoch::{Epoch, Holder};
 use super::{Error, Journal, Result};
 use crate::model::{FileId, Name};
 use crate::records::Records;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// How many names of an index or an overlay are looked at in one go, at least.
 const PAGE_MIN: usize = 16;
@@ -72,15 +72,24 @@ impl<'a> Layers<'a> {
         self.overlays().any(|overlay| overlay.is_new(id))
     }
 
+    /// What the overlays say of a name. Of a directory that is new in one of them nothing older
+    /// is true: it is as old as that, or the layers below are about to lose it.
     pub fn overlay_child(&self, parent: FileId, name: &Name) -> Option<Holder> {
-        self.overlays()
-            .find_map(|overlay| overlay.child(parent, name))
+        for overlay in self.overlays() {
+            let held = overlay.child(parent, name);
+            if held.is_some() {
+                return held;
+            }
+            if overlay.is_new(parent) {
+                return Some(None);
+            }
+        }
+        None
     }
 
     pub fn child(&self, parent: FileId, name: &Name) -> Result<Option<FileId>> {
         match self.overlay_child(parent, name) {
             Some(holder) => Ok(holder),
-            None if self.is_new(parent) => Ok(None),
             None => self.index.child(parent, name),
         }
     }
@@ -91,17 +100,24 @@ impl<'a> Layers<'a> {
         after: Option<&Name>,
         max: usize,
     ) -> Result<Vec<(Name, FileId)>> {
-        let indexed = !self.is_new(parent);
+        let newest = self.overlays().position(|overlay| overlay.is_new(parent));
+        let depth = newest.map_or(self.overlays.len(), |at| at + 1);
         let mut after = after.cloned();
         let mut found = Vec::new();
         while found.len() < max {
             let page = (max - found.len()).max(PAGE_MIN);
             let mut merged = Merged::default();
-            if indexed {
+            if newest.is_none() {
                 let rows = self.index.children(parent, after.as_ref(), page)?;
                 merged.add(rows.into_iter().map(|(name, id)| (name, Some(id))), page);
             }
-            for overlay in self.overlays().rev() {
+            for overlay in self
+                .overlays()
+                .take(depth)
+                .collect::<Vec<_>>()
+                .into_iter()
+                .rev()
+            {
                 let rows = overlay.children(parent, after.as_ref(), page);
                 merged.add(rows.into_iter(), page);
             }
@@ -125,7 +141,8 @@ impl<'a> Layers<'a> {
             found.extend(newest.links(id));
         }
         let masked = |parent: FileId, name: &Name| {
-            newest.is_some_and(|newest| newest.child(parent, name).is_some())
+            newest
+                .is_some_and(|newest| newest.child(parent, name).is_some() || newest.is_new(parent))
         };
         if let Some(older) = older {
             found.extend(
@@ -150,6 +167,25 @@ impl<'a> Layers<'a> {
         }
         found.truncate(max);
         Ok(found)
+    }
+
+    /// Whether a name of the object leads up to the root.
+    pub fn is_reachable(&self, id: FileId) -> Result<bool> {
+        let mut seen = HashSet::new();
+        let mut open = vec![id];
+        while let Some(id) = open.pop() {
+            if id == FileId::ROOT {
+                return Ok(true);
+            }
+            if seen.insert(id) {
+                open.extend(
+                    self.links(id, usize::MAX)?
+                        .into_iter()
+                        .map(|(parent, _)| parent),
+                );
+            }
+        }
+        Ok(false)
     }
 }
 
@@ -218,6 +254,16 @@ impl Journal {
     /// When the index cannot be read.
     pub fn known_links(&self, id: FileId, max: usize) -> Result<Vec<(FileId, Name)>> {
         self.look(|layers| layers.links(id, max))
+    }
+
+    /// Whether the object is in the known tree: one of its names leads up to the root. What has
+    /// names only in a directory that was moved out of the tree is not in it, and goes with that
+    /// directory. Reads the index once for each directory above.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn is_reachable(&self, id: FileId) -> Result<bool> {
+        self.look(|layers| layers.is_reachable(id))
     }
 
     /// Whether the object is new or in the index. It may be without a name by now.

@@ -303,14 +303,15 @@ impl Journal {
 
     /// The intent of an in-place write is made durable, where it is to be.
     fn intend(&self, id: FileId, epoch: &Epoch, sealed: Option<&Sealed>) {
-        if epoch.is_new(id) {
+        if epoch.is_unheard_of(id) {
             return;
         }
         if self.hot.touch_known(id, epoch.generation) {
             return;
         }
-        // What the sealed epoch creates is in the index before these bytes are.
-        let soon = || sealed.is_some_and(|sealed| sealed.epoch.is_new(id));
+        // What the sealed epoch creates is in the index before these bytes are; so may be what was
+        // folded into this one.
+        let soon = || epoch.is_born(id) || sealed.is_some_and(|sealed| sealed.epoch.is_born(id));
         // An index that does not answer says nothing; better one intent too many.
         let indexed = || self.index.size(id).map_or(true, |size| size.is_some());
         if soon() || indexed() {

@@ -180,14 +180,15 @@ impl Operation<'_> {
     /// An object that the known tree lacks was found, with `size` bytes of content. Everything
     /// about it is dirty. If it has several names, [`Operation::created`] says so first.
     pub fn discovered(&self, id: FileId, size: u64) {
-        // An id that the index still knows keeps what the index has below it.
-        let index = &*self.journal.index;
-        let known = self
-            .sealed
-            .as_ref()
-            .is_some_and(|sealed| sealed.epoch.is_new(id))
-            || index.size(id).is_ok_and(|size| size.is_some());
-        self.whole(id, size, !known);
+        let sealed = self.sealed.as_deref();
+        // The sealed epoch takes it from the replica: it comes anew, with all that is in it.
+        let taken = sealed.is_some_and(|sealed| sealed.removes(id)) || self.epoch.may_have_lost(id);
+        let known = sealed.is_some_and(|sealed| sealed.epoch.is_born(id))
+            || self.journal.index.size(id).is_ok_and(|size| size.is_some());
+        if taken {
+            self.epoch.revive(id);
+        }
+        self.whole(id, size, taken || !known);
     }
 
     fn whole(&self, id: FileId, size: u64, new: bool) {
@@ -273,7 +274,7 @@ impl Operation<'_> {
         };
         let layers = self.below();
         let new = || {
-            self.epoch.is_new(id)
+            self.epoch.is_born(id)
                 || !(layers.is_new(id) || layers.index.size(id).is_ok_and(|size| size.is_some()))
         };
         (before != id && new()).then_some(before)

@@ -40,12 +40,17 @@ impl Journal {
         }
         *next_epoch = next_epoch.next();
         open.wait_until_retired();
+        if let Err(error) = open.settle_revived(&*self.index) {
+            tracing::warn!(%error, "an epoch cannot be completed: it is abandoned");
+            sealed.give_up();
+        }
         Some(sealed)
     }
 
     /// Folds the sealed epoch back into the open one, if there is one: the link is lost, or it
     /// could not keep what it owned. Its id is not used again, nothing is lost, and what was
-    /// saved for it is dropped.
+    /// saved for it is dropped. If everything of it was read, its commit may have been sent: then
+    /// the index may take it in later, before the next seal.
     ///
     /// What was staged before its seal still counts as staged, unless [`Journal::lost_stage`]
     /// was called before. But the entries that were sent of it after its seal are void: where it
@@ -56,6 +61,8 @@ impl Journal {
         let view = self.view();
         let Some(sealed) = view.sealed else { return };
         sealed.give_up();
+        // Everything was read, so its commit may have been sent, and arrived.
+        let uncertain = !sealed.is_abandoned();
         let (open, older) = (&view.open, &sealed.epoch);
         let bases = std::mem::take(&mut *older.bases.lock());
         let gone = open
@@ -63,7 +70,10 @@ impl Journal {
             .lock()
             .fold(bases, self.limits.base_descriptors_max);
         drop(gone);
-        open.fold(older);
+        if uncertain {
+            open.doubt(Arc::clone(&sealed));
+        }
+        open.fold(older, uncertain);
         // A base of the open epoch was to be what the replica holds after the sealed one.
         let bases = open.bases.lock().ids();
         for id in bases {

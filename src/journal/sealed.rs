@@ -101,17 +101,14 @@ impl Sealed {
         self.epoch.bindings()
     }
 
-    /// Whether the object has no name at the seal: it is not in this epoch's tree, and nothing
-    /// about it is to be sent. An object that was new is then never heard of; one that the
-    /// replica has goes with its last name.
+    /// Whether the object cannot be reached from the root at the seal: it is not in this epoch's
+    /// tree, and nothing about it is to be sent. One that was new is then never heard of; one
+    /// that the replica has goes with its last name, and takes what is in it with it.
     ///
     /// # Errors
     /// When the index cannot be read, which must still be in the state before this epoch.
     pub fn is_orphan(&self, id: FileId) -> Result<bool> {
-        if id == FileId::ROOT || self.epoch.has_link(id) {
-            return Ok(false);
-        }
-        Ok(self.links(id, 1)?.is_empty())
+        Ok(!self.tree().is_reachable(id)?)
     }
 
     /// Up to `max` names of an object at the seal.
@@ -119,11 +116,14 @@ impl Sealed {
     /// # Errors
     /// As [`Sealed::is_orphan`].
     pub fn links(&self, id: FileId, max: usize) -> Result<Vec<(FileId, Name)>> {
+        self.tree().links(id, max)
+    }
+
+    fn tree(&self) -> Layers<'_> {
         Layers {
             overlays: [Some(&self.epoch), None],
             index: &*self.index,
         }
-        .links(id, max)
     }
 
     /// The state of an object at the seal, if it was changed since. To be asked after the object
@@ -190,6 +190,11 @@ impl Sealed {
     }
 
     // What operations of the next epoch do before they change something.
+
+    /// As [`Sealed::is_orphan`]; what cannot be told is taken for there.
+    pub(super) fn removes(&self, id: FileId) -> bool {
+        self.is_orphan(id).unwrap_or(false)
+    }
 
     /// Saves the attributes of an object that this epoch changes.
     pub(super) fn preserve_attributes(&self, id: FileId, preserve: &dyn Preserve) {

@@ -91,6 +91,16 @@ pub(super) fn apply(
     Ok(())
 }
 
+/// A directory that was adopted may have a mode that keeps its owner out.
+pub(super) fn let_us_in(directory: BorrowedFd<'_>) -> io::Result<()> {
+    let mode = rustix::fs::fstat(directory)?.st_mode & 0o7777;
+    if mode & 0o700 != 0o700 {
+        let path = format!("/proc/self/fd/{}", directory.as_raw_fd());
+        rustix::fs::chmod(path, Mode::from_raw_mode(mode | 0o700))?;
+    }
+    Ok(())
+}
+
 fn apply_xattrs(fd: BorrowedFd<'_>, object: &Object, policy: Policy) -> io::Result<()> {
     let place = disk::Place::Open(fd);
     let held = disk::read_xattrs(place)?;

@@ -160,22 +160,21 @@ impl Engine {
         Ok(())
     }
 
-    /// Waits until another epoch may become durable.
-    pub(super) fn wait_for_room(&self) {
+    /// Waits until another epoch may become durable; `false`: there will be no room, for now.
+    pub(super) fn wait_for_room(&self) -> Result<bool, ReplicaError> {
         let mut shared = self.shared.lock();
         while !self.is_over(&shared) && shared.failing.is_none() && is_full(&shared) {
             self.changed.wait(&mut shared);
         }
-    }
-
-    /// Whether as much is durable and not applied as may be.
-    pub(super) fn is_full(&self) -> bool {
-        is_full(&self.shared.lock())
+        match self.is_over(&shared) {
+            true => Err(ReplicaError::Stopped),
+            false => Ok(!is_full(&shared)),
+        }
     }
 
     /// Waits until all that is durable is applied; `false`: it cannot be, for now. What has failed
     /// before is tried once more.
-    pub(super) fn wait_until_applied(&self) -> bool {
+    pub(super) fn wait_until_applied(&self) -> Result<bool, ReplicaError> {
         let mut shared = self.shared.lock();
         if shared.failing.take().is_some() {
             self.changed.notify_all();
@@ -183,7 +182,10 @@ impl Engine {
         while !self.is_over(&shared) && shared.failing.is_none() && !shared.pending.is_empty() {
             self.changed.wait(&mut shared);
         }
-        shared.pending.is_empty() && !shared.broken
+        match self.is_over(&shared) {
+            true => Err(ReplicaError::Stopped),
+            false => Ok(shared.pending.is_empty()),
+        }
     }
 
     /// Says that nothing will be added: the thread ends when all is applied, or cannot be.

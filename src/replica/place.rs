@@ -6,6 +6,7 @@
 
 use super::ReplicaError;
 use super::apply::Apply;
+use super::attributes;
 use super::delta::{Item, Spot};
 use super::error::Doing;
 use super::redo::Kind;
@@ -13,7 +14,7 @@ use super::tree::{Seen, os};
 use crate::model::FileId;
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 /// How many kept names of an object are looked at.
@@ -191,6 +192,11 @@ impl Apply<'_> {
     }
 
     fn keep(&mut self, id: FileId, open: OwnedFd) -> Rc<OwnedFd> {
+        if !self.policy.privileged
+            && let Err(error) = attributes::let_us_in(open.as_fd())
+        {
+            tracing::debug!(%error, %id, "a directory that is not ours");
+        }
         let open = Rc::new(open);
         self.directories.put(id, open.clone());
         open

@@ -248,7 +248,7 @@ impl Session<'_> {
             };
             match incoming {
                 Incoming::Message(ToReplica::Goodbye, _) => {
-                    if !self.engine.wait_until_applied() {
+                    if !self.engine.wait_until_applied()? {
                         self.stall(&self.engine.trouble())?;
                     }
                     return Ok(());
@@ -281,7 +281,7 @@ impl Session<'_> {
             ToReplica::Apply => {
                 if self.engine.is_failing() {
                     // If it succeeds now, the applying thread says so.
-                    return match self.engine.wait_until_applied() {
+                    return match self.engine.wait_until_applied()? {
                         true => Ok(()),
                         false => self.stall(&self.engine.trouble()),
                     };
@@ -316,8 +316,7 @@ impl Session<'_> {
                 "entry {sequence} where {expected} was expected"
             )));
         }
-        self.engine.wait_for_room();
-        if self.engine.is_full() {
+        if !self.engine.wait_for_room()? {
             return self.stall(&self.engine.trouble());
         }
         let engine = self.engine;
@@ -438,7 +437,7 @@ impl Session<'_> {
     }
 
     fn send_records(&mut self) -> Result<(), ReplicaError> {
-        if !self.engine.wait_until_applied() {
+        if !self.engine.wait_until_applied()? {
             return self.stall(&self.engine.trouble());
         }
         let mut cursor = Cursor::default();

@@ -76,7 +76,7 @@ impl Stage {
         self.log = Some(log);
         let keep = self.whole(rebooted)?;
         if keep < entries {
-            self.truncate(keep)?;
+            self.cut(keep)?;
         }
         Ok(())
     }
@@ -145,12 +145,20 @@ impl Stage {
         Ok(())
     }
 
-    /// Keeps the first `keep` entries, or fewer, and returns how many.
+    /// Keeps the first `keep` entries, or fewer, and returns how many. They are now this
+    /// session's.
     pub(super) fn truncate(&mut self, keep: u64) -> Result<u64, ReplicaError> {
-        let entries = self.entries();
-        if keep >= entries {
-            return Ok(entries);
+        let kept = match keep < self.entries() {
+            true => self.cut(keep)?,
+            false => self.entries(),
+        };
+        if kept > 0 {
+            self.begin()?;
         }
+        Ok(kept)
+    }
+
+    fn cut(&mut self, keep: u64) -> Result<u64, ReplicaError> {
         self.flush()?;
         let keep = self.untouched(keep)?;
         if keep == 0 {

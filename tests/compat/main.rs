@@ -5,3 +5,4 @@
 //! `MIRRORFS_BLESS=1` writes the file anew.
 
 mod frames;
+mod hot;

@@ -1,5 +1,6 @@
 //! The journal against a tree and a replica in memory.
 
+mod borders;
 mod hot;
 mod model;
 mod ship;

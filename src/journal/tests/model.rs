@@ -60,11 +60,28 @@ enum Step {
         name: u8,
         size: u64,
     },
+    MoveOut {
+        name: usize,
+    },
+    ChangeHidden {
+        name: usize,
+        kind: u8,
+        size: u64,
+    },
+    MoveIn {
+        hidden: usize,
+        directory: usize,
+        name: u8,
+    },
     Seal,
     Plan {
         steps: usize,
     },
     Commit,
+    LoseCommit {
+        arrived: bool,
+    },
+    Reconnect,
     Abandon {
         keep_stage: bool,
     },
@@ -103,11 +120,18 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (i.clone(), any::<bool>()).prop_map(|(object, extended)|
             Step::Attributes { object, extended }),
         1 => (i.clone(), size.clone()).prop_map(|(object, size)| Step::Outside { object, size }),
-        1 => (i, n, size).prop_map(|(directory, name, size)|
+        1 => (i.clone(), n.clone(), size.clone()).prop_map(|(directory, name, size)|
             Step::Discover { directory, name, size }),
+        1 => i.clone().prop_map(|name| Step::MoveOut { name }),
+        1 => (i.clone(), 0u8..3, size).prop_map(|(name, kind, size)|
+            Step::ChangeHidden { name, kind, size }),
+        2 => (i.clone(), i, n).prop_map(|(hidden, directory, name)|
+            Step::MoveIn { hidden, directory, name }),
         3 => Just(Step::Seal),
         6 => (1usize..9).prop_map(|steps| Step::Plan { steps }),
         2 => Just(Step::Commit),
+        1 => any::<bool>().prop_map(|arrived| Step::LoseCommit { arrived }),
+        2 => Just(Step::Reconnect),
         1 => any::<bool>().prop_map(|keep_stage| Step::Abandon { keep_stage }),
         2 => (1u64..5 * BLOCK_BYTES, 0usize..9).prop_map(|(bytes, confirmed)|
             Step::Stage { bytes, confirmed }),
@@ -122,7 +146,7 @@ fn cases() -> u32 {
     std::env::var("JOURNAL_CASES")
         .ok()
         .and_then(|n| n.parse().ok())
-        .unwrap_or(200)
+        .unwrap_or(100)
 }
 
 fn name_of(number: u8) -> Name {
@@ -212,6 +236,15 @@ impl World {
             } => {
                 self.discover(self.directory(directory), &name_of(name), size);
             }
+            Step::MoveOut { name } => self.move_out(name),
+            Step::ChangeHidden { name, kind, size } => self.change_hidden(name, kind, size),
+            Step::MoveIn {
+                hidden,
+                directory,
+                name,
+            } => {
+                self.move_in(hidden, self.directory(directory), &name_of(name));
+            }
             _ => self.ship(step),
         }
     }
@@ -223,6 +256,8 @@ impl World {
                 self.plan_step();
             }),
             Step::Commit => self.commit(),
+            Step::LoseCommit { arrived } => self.lose_commit(arrived),
+            Step::Reconnect => self.reconnect(),
             Step::Abandon { keep_stage } => self.abandon(keep_stage),
             Step::Stage { bytes, confirmed } => self.stage(bytes, confirmed),
             Step::LoseStage { percent } => self.lose_stage(percent),

@@ -29,7 +29,7 @@ impl World {
     // The shipping thread.
 
     pub fn seal(&mut self) {
-        if self.plan.is_some() {
+        if self.plan.is_some() || self.offline.is_some() {
             return;
         }
         let Some(sealed) = self.journal.seal(true) else {
@@ -109,15 +109,16 @@ impl World {
         true
     }
 
-    pub fn commit(&mut self) {
+    /// Reads the rest of the epoch; what the replica has after it. None: it is abandoned.
+    fn complete(&mut self) -> Option<(Plan, State)> {
         while self.plan_step() {}
-        let Some(plan) = self.plan.take() else { return };
+        let mut plan = self.plan.take()?;
         if !plan.sealed.finish_reading() {
             assert!(plan.sealed.is_abandoned());
             self.journal.abandon();
-            return;
+            return None;
         }
-        let mut state = self.index.0.lock();
+        let mut state = self.index.0.lock().clone();
         for (parent, name, holder) in plan.sealed.bindings() {
             match holder {
                 Some(id) => state.names.insert((parent, name), id),
@@ -128,34 +129,60 @@ impl World {
             let new = (object(Fixed::File), Vec::new());
             state.objects.entry(*id).or_insert(new);
         }
-        for (id, offset, bytes) in self.stage.drain(..).chain(plan.fragments) {
-            let Some((_, content)) = state.objects.get_mut(&id) else {
+        let fragments = std::mem::take(&mut plan.fragments);
+        for (id, offset, bytes) in self.stage.iter().chain(&fragments) {
+            let Some((_, content)) = state.objects.get_mut(id) else {
                 continue;
             };
-            let (start, end) = (offset as usize, offset as usize + bytes.len());
+            let (start, end) = (*offset as usize, *offset as usize + bytes.len());
             content.resize(content.len().max(end), 0);
-            content[start..end].copy_from_slice(&bytes);
+            content[start..end].copy_from_slice(bytes);
         }
-        for (id, object) in plan.objects {
-            let held = state.objects.get_mut(&id).expect("inserted above");
+        for (id, object) in &plan.objects {
+            let held = state.objects.get_mut(id).expect("inserted above");
             held.1.resize(object.size as usize, 0);
-            held.0 = object;
+            held.0 = object.clone();
         }
-        state.drop_nameless();
+        state.drop_unreachable();
         let difference = state.difference(&plan.expected);
         assert_eq!(difference, None, "the replica is not the tree of the seal");
-        drop(state);
+        Some((plan, state))
+    }
+
+    pub fn commit(&mut self) {
+        let Some((plan, state)) = self.complete() else {
+            return;
+        };
+        self.stage.clear();
+        *self.index.0.lock() = state;
         self.journal.committed(plan.sealed.epoch());
         let committed = *self.journal.committed_watch().borrow();
         assert_eq!(committed.generation, plan.sealed.generation());
         for (mark, changes) in &self.marks {
-            assert!(
-                *mark > committed.generation || *changes <= plan.changes,
-                "told too early"
-            );
+            let covered = *changes <= plan.changes;
+            assert!(*mark > committed.generation || covered, "told too early");
         }
         self.hot
             .retain(|_, generation| *generation > committed.generation);
+    }
+
+    /// The link goes while the commit is on its way.
+    pub fn lose_commit(&mut self, arrived: bool) {
+        if let Some((_, state)) = self.complete() {
+            self.journal.abandon();
+            self.offline = Some(arrived.then_some(state));
+        }
+    }
+
+    /// The replica says whether it came.
+    pub fn reconnect(&mut self) {
+        if let Some(arrived) = self.offline.take() {
+            if let Some(state) = arrived {
+                *self.index.0.lock() = state;
+            }
+            self.stage.clear();
+            self.journal.lost_stage(0);
+        }
     }
 
     pub fn abandon(&mut self, keep_stage: bool) {
@@ -168,6 +195,9 @@ impl World {
     }
 
     pub fn stage(&mut self, bytes: u64, confirmed: usize) {
+        if self.offline.is_some() {
+            return;
+        }
         for (at, (id, extent)) in self.journal.take_for_stage(bytes).into_iter().enumerate() {
             let mut bytes = Vec::new();
             if at >= confirmed || self.tree.read_at(id, extent, &mut bytes).is_err() {
@@ -192,6 +222,7 @@ impl World {
     }
 
     pub fn finish(&mut self) {
+        self.reconnect();
         for _ in 0..9 {
             self.commit();
             self.seal();

@@ -5,17 +5,22 @@ use crate::journal::{Error, Known, Preserve, Result};
 use crate::model::{Attributes, Extent, FileId, Fixed, Name, Object, Stamp, Timestamp};
 use parking_lot::Mutex;
 use rustix::fs::MemfdFlags;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
+pub type Names = BTreeMap<(FileId, Name), FileId>;
+
+/// A directory beside the tree: what is below it is excluded.
+pub const HIDDEN: FileId = FileId(u64::MAX);
+
 /// Everything about a tree that counts.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct State {
     pub objects: BTreeMap<FileId, (Object, Vec<u8>)>,
-    pub names: BTreeMap<(FileId, Name), FileId>,
+    pub names: Names,
 }
 
 pub fn object(fixed: Fixed) -> Object {
@@ -37,10 +42,12 @@ impl State {
         }
     }
 
-    pub fn drop_nameless(&mut self) {
-        let named: Vec<FileId> = self.names.values().copied().collect();
-        self.objects
-            .retain(|id, _| *id == FileId::ROOT || named.contains(id));
+    /// What cannot be reached from the root is gone.
+    pub fn drop_unreachable(&mut self) {
+        let reachable = reachable(&self.names);
+        self.objects.retain(|id, _| reachable.contains(id));
+        self.names
+            .retain(|(parent, _), _| reachable.contains(parent));
     }
 
     /// The first difference, for people.
@@ -55,8 +62,9 @@ impl State {
             if one.0 != two.0 {
                 return Some(format!("{id} is {:?} / {:?}", one.0, two.0));
             }
-            if let Some(at) = (0..one.1.len()).find(|&at| one.1.get(at) != two.1.get(at)) {
-                return Some(format!("{id} differs at {at}"));
+            if one.1 != two.1 {
+                let at = one.1.iter().zip(&two.1).position(|(one, two)| one != two);
+                return Some(format!("{id} differs at {at:?}"));
             }
         }
         None
@@ -113,7 +121,7 @@ impl Known for Index {
 #[derive(Default)]
 pub struct Tree {
     pub objects: Mutex<BTreeMap<FileId, (Object, Option<File>)>>,
-    pub names: Mutex<BTreeMap<(FileId, Name), FileId>>,
+    pub names: Mutex<Names>,
 }
 
 impl Tree {
@@ -164,13 +172,37 @@ impl Tree {
             }
             state.objects.insert(id, (object.clone(), bytes));
         }
-        state.drop_nameless();
+        state.drop_unreachable();
         state
     }
 
-    pub fn named(&self, id: FileId) -> bool {
-        id == FileId::ROOT || self.names.lock().values().any(|held| *held == id)
+    /// Whether an object is in the part of the tree that is mirrored.
+    pub fn is_mirrored(&self, id: FileId) -> bool {
+        reachable(&self.names.lock()).contains(&id)
     }
+
+    /// The names of the part that is mirrored.
+    pub fn mirrored_names(&self) -> Names {
+        let mut names = self.names.lock().clone();
+        let reachable = reachable(&names);
+        names.retain(|(parent, _), _| reachable.contains(parent));
+        names
+    }
+}
+
+fn reachable(names: &Names) -> BTreeSet<FileId> {
+    let mut found = BTreeSet::from([FileId::ROOT]);
+    let mut last = 0;
+    while last != found.len() {
+        last = found.len();
+        let below: Vec<FileId> = names
+            .iter()
+            .filter(|((p, _), _)| found.contains(p))
+            .map(|(_, id)| *id)
+            .collect();
+        found.extend(below);
+    }
+    found
 }
 
 impl Preserve for Tree {

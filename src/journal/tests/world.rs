@@ -18,7 +18,10 @@ pub struct World {
     pub hot_slots: usize,
     pub plan: Option<Plan>,
     pub stage: Vec<(FileId, u64, Vec<u8>)>,
+    /// No link; what the replica will turn out to have, if that is another state.
+    pub offline: Option<Option<State>>,
     pub unlinked: Vec<FileId>,
+    pub time: i64,
     pub changes: u64,
     // mark -> changes before it
     pub marks: Vec<(u64, u64)>,
@@ -42,23 +45,31 @@ impl World {
             hot_slots,
             plan: None,
             stage: Vec::new(),
+            offline: None,
             unlinked: Vec::new(),
+            time: 0,
             changes: 0,
             marks: Vec::new(),
             hot: BTreeMap::new(),
         }
     }
 
+    /// The time of a change that is recorded.
     pub fn tick(&mut self) -> i64 {
         self.changes += 1;
-        self.changes as i64
+        self.unseen_tick()
+    }
+
+    pub fn unseen_tick(&mut self) -> i64 {
+        self.time += 1;
+        self.time
     }
 
     pub fn pick(&self, at: usize, wanted: impl Fn(&Object) -> bool) -> Option<FileId> {
         let objects = self.tree.objects.lock();
         let ids: Vec<FileId> = objects
             .iter()
-            .filter(|(id, (object, _))| wanted(object) && self.tree.named(**id))
+            .filter(|(id, (object, _))| wanted(object) && self.tree.is_mirrored(**id))
             .map(|(id, _)| *id)
             .collect();
         ids.get(at % ids.len().max(1)).copied()
@@ -82,7 +93,7 @@ impl World {
     }
 
     pub fn a_name(&self, at: usize) -> Option<((FileId, Name), FileId)> {
-        let names = self.tree.names.lock();
+        let names = self.tree.mirrored_names();
         names
             .iter()
             .nth(at % names.len().max(1))
@@ -185,7 +196,7 @@ impl World {
 
     /// Some unlinked files stay open, others are gone for good.
     pub fn gone(&mut self, id: FileId) {
-        if self.tree.named(id) {
+        if self.links(id) > 0 {
             return;
         }
         if id.0.is_multiple_of(2) && !self.is_directory(id) {
@@ -242,9 +253,7 @@ impl World {
 
     pub fn write(&mut self, id: FileId, offset: u64, length: u64) {
         let time = self.tick();
-        let bytes: Vec<u8> = (0..length)
-            .map(|at| (time as u64 * 31 + at % 251) as u8)
-            .collect();
+        let bytes = vec![time as u8 | 1; length as usize];
         let extent = Extent::new(offset, length);
         let operation = self.journal.begin();
         operation.before_data(id, extent, &self.tree).expect("ok");
@@ -342,17 +351,22 @@ impl World {
     }
 
     pub fn check_known(&self) {
-        let names = self.tree.names.lock().clone();
+        let names = self.tree.mirrored_names();
         let mut by_id: BTreeMap<FileId, Vec<(FileId, Name)>> = BTreeMap::new();
         for (name, id) in &names {
             by_id.entry(*id).or_default().push(name.clone());
         }
-        for id in by_id.keys().chain(&self.unlinked) {
-            let mut links = self.journal.known_links(*id, 100).expect("index");
-            links.sort();
-            assert_eq!(Some(&links).filter(|l| !l.is_empty()), by_id.get(id));
-            let one = self.journal.known_links(*id, 1).expect("index");
+        let objects: Vec<FileId> = self.tree.objects.lock().keys().copied().collect();
+        for id in objects {
+            let mirrored = self.tree.is_mirrored(id);
+            assert_eq!(self.journal.is_reachable(id).expect("index"), mirrored);
+            let mut links = self.journal.known_links(id, 100).expect("index");
+            let one = self.journal.known_links(id, 1).expect("index");
             assert_eq!(one.len(), links.len().min(1));
+            // There may be names in what was moved out of the tree.
+            links.retain(|(parent, _)| self.tree.is_mirrored(*parent));
+            links.sort();
+            assert_eq!(Some(&links).filter(|l| !l.is_empty()), by_id.get(&id));
         }
         let directories: BTreeSet<FileId> = names
             .keys()

@@ -1,0 +1,157 @@
+//! Things that leave the mirrored part of the tree, change there unseen, and come back, as
+//! backing does it for excluded paths.
+
+use super::name;
+use super::tree::HIDDEN;
+use super::world::World;
+use crate::model::{Extent, FileId, Fixed, Name};
+use std::os::unix::fs::FileExt;
+
+impl World {
+    fn hidden_names(&self) -> Vec<((FileId, Name), FileId)> {
+        let names = self.tree.names.lock().clone();
+        let mirrored = self.tree.mirrored_names();
+        names
+            .into_iter()
+            .filter(|(name, _)| !mirrored.contains_key(name))
+            .collect()
+    }
+
+    fn size(&self, id: FileId) -> u64 {
+        self.tree.with(id, |object, _| object.size)
+    }
+
+    pub fn move_out(&mut self, at: usize) {
+        let Some(((directory, old_name), id)) = self.a_name(at) else {
+            return;
+        };
+        let time = self.tick();
+        let operation = self.journal.begin();
+        operation
+            .before_attributes(directory, &self.tree)
+            .expect("ok");
+        operation
+            .before_unlink(id, self.links(id) == 1, &self.tree)
+            .expect("ok");
+        {
+            let mut names = self.tree.names.lock();
+            names.remove(&(directory, old_name.clone()));
+            names.insert((HIDDEN, name(&format!("h{time}"))), id);
+        }
+        self.tree.touch(directory, time);
+        operation.unbind(directory, &old_name);
+    }
+
+    /// What is below a hidden directory, or only there, is changed; nothing is recorded.
+    pub fn change_hidden(&mut self, at: usize, kind: u8, size: u64) {
+        let hidden = self.hidden_names();
+        let Some((place, id)) = hidden.get(at % hidden.len().max(1)).cloned() else {
+            return;
+        };
+        let time = self.unseen_tick();
+        if kind == 0 && self.is_directory(id) {
+            let child = self.journal.mint();
+            self.tree.create(child, Fixed::File);
+            self.tree
+                .names
+                .lock()
+                .insert((id, name(&format!("n{}", time % 5))), child);
+        } else if kind == 1 && self.is_empty(id) && place.0 != HIDDEN {
+            let operation = self.journal.begin();
+            operation
+                .before_attributes(place.0, &self.tree)
+                .expect("ok");
+            operation
+                .before_unlink(id, self.links(id) == 1, &self.tree)
+                .expect("ok");
+            self.tree.names.lock().remove(&place);
+            self.tree.touch(place.0, time);
+            drop(operation);
+            if self.links(id) == 0 {
+                self.tree.objects.lock().remove(&id);
+            }
+        } else if !self.is_directory(id) && !self.tree.is_mirrored(id) {
+            let old = self.size(id);
+            let operation = self.journal.begin();
+            let extent = Extent::between(0, old.max(size).max(8));
+            operation.before_data(id, extent, &self.tree).expect("ok");
+            self.tree.with(id, |_, file| {
+                let file = file.expect("a file");
+                file.write_all_at(&time.to_le_bytes(), 0).expect("written");
+                file.set_len(size).expect("cut");
+            });
+            self.tree.touch(id, time);
+        }
+    }
+
+    pub fn move_in(&mut self, at: usize, directory: FileId, new_name: &Name) {
+        let hidden = self.hidden_names();
+        let hidden: Vec<_> = hidden
+            .into_iter()
+            .filter(|((p, _), _)| *p == HIDDEN)
+            .collect();
+        let Some((place, id)) = hidden.get(at % hidden.len().max(1)).cloned() else {
+            return;
+        };
+        if self.holder(directory, new_name).is_some() {
+            return;
+        }
+        let time = self.tick();
+        let operation = self.journal.begin();
+        operation
+            .before_attributes(directory, &self.tree)
+            .expect("ok");
+        operation.before_attributes(id, &self.tree).expect("ok");
+        {
+            let mut names = self.tree.names.lock();
+            names.remove(&place);
+            names.insert((directory, new_name.clone()), id);
+        }
+        self.tree.touch(directory, time);
+        if !self.journal.is_reachable(id).expect("index") {
+            operation.discovered(id, self.size(id));
+        }
+        operation.bind(directory, new_name, id);
+        drop(operation);
+        if self.is_directory(id) {
+            self.walk(id);
+        }
+    }
+
+    /// Makes the known tree below a directory the real one.
+    fn walk(&mut self, directory: FileId) {
+        let known = self
+            .journal
+            .known_children(directory, None, 100)
+            .expect("index");
+        for (name, _) in known {
+            if self.holder(directory, &name).is_none() {
+                let operation = self.journal.begin();
+                operation
+                    .before_attributes(directory, &self.tree)
+                    .expect("ok");
+                operation.unbind(directory, &name);
+            }
+        }
+        let names = self.tree.names.lock().clone();
+        for ((_, name), id) in names.into_iter().filter(|((p, _), _)| *p == directory) {
+            let operation = self.journal.begin();
+            let size = self.size(id);
+            if self.journal.is_reachable(id).expect("index") {
+                operation.compare(id, size);
+            } else {
+                operation.discovered(id, size);
+            }
+            if self.journal.known_child(directory, &name).expect("index") != Some(id) {
+                operation
+                    .before_attributes(directory, &self.tree)
+                    .expect("ok");
+                operation.bind(directory, &name, id);
+            }
+            drop(operation);
+            if self.is_directory(id) {
+                self.walk(id);
+            }
+        }
+    }
+}
