@@ -58,7 +58,9 @@ case_ordinary_user() {
   as_nobody "$binary" mount "$SOURCE" "$REPLICA" "$MOUNT"
   as_nobody bash -euo pipefail -c ". '$PROJECT/tests/mounted/lib/load.sh'; edits '$MOUNT'; names_change '$MOUNT'"
   as_nobody "$binary" umount "$MOUNT" --timeout "${PATIENCE}s"
-  equal "$SOURCE" "$REPLICA"
+  equal_but_modes "$SOURCE" "$REPLICA"
+  # A stranger gets nothing from the replica.
+  [ -z "$(find "$REPLICA" -mindepth 1 -perm /077 ! -type l)" ] || fail "the replica is open to others"
 }
 
 # Locks between processes, also one that is interrupted while it waits.
