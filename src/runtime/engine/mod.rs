@@ -144,7 +144,10 @@ impl Engine {
             state: Arc::clone(&state),
             journal: Arc::clone(&journal),
             index: index.clone(),
-            source: Arc::new(source::Source(Arc::clone(&backing))),
+            source: Arc::new(source::Source {
+                backing: Arc::clone(&backing),
+                journal: Arc::clone(&journal),
+            }),
             adopt: mirror.options.adopt,
             fake_super: mirror.options.fake_super,
             walk: Arc::new(move || asked.settled()),

@@ -123,7 +123,10 @@ impl life::Engine for Engine {
     }
 
     fn mark(&self) -> u64 {
-        self.journal.mark()
+        let mark = self.journal.mark();
+        // Who asks for a mark waits for it.
+        self.shipper.press();
+        mark
     }
 
     fn reached(&self, mark: u64, level: Remote) -> bool {
@@ -207,7 +210,10 @@ impl life::Engine for Engine {
 /// For `fsync`s that wait; see [`waiters`].
 impl waiters::Reached for Engine {
     fn mark(&self) -> u64 {
-        self.journal.mark()
+        let mark = self.journal.mark();
+        // Who asks for a mark waits for it.
+        self.shipper.press();
+        mark
     }
     fn reached(&self, mark: u64, level: Remote) -> bool {
         <Engine as life::Engine>::reached(self, mark, level)
