@@ -166,7 +166,7 @@ busy_round() {
     echo "$3" >>"$2" &&
     printf '%s' "$3" | dd of="$1/large" bs=1 seek=$((RANDOM * 1000)) conv=notrunc status=none &&
     if [ $(($3 % 50)) = 0 ]; then
-      mkdir -p "$1/d.$3" && mv "$1/$(($3 % 300))" "$1/d.$3/" && mv "$1/d.$3" "$1/moved.$3"
+      rm -rf "$1/moved.$3" && mkdir -p "$1/d.$3" && mv "$1/$(($3 % 300))" "$1/d.$3/" && mv "$1/d.$3" "$1/moved.$3"
     fi
 }
 
