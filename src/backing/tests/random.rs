@@ -314,7 +314,7 @@ fn run(rig: Rig, steps: &[Step]) -> Result<Both, TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
     fn a_mount_is_like_a_plain_directory_and_its_replica_like_both(
@@ -408,7 +408,7 @@ fn work(rig: &Rig, seed: u64) {
             .wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(state >> 33).expect("small") % below
     };
-    for _ in 0..700 {
+    for _ in 0..400 {
         let mut path = || match random(3) {
             0 => format!("{}/{}/{}", NAMES[random(4)], random(3), random(3)),
             _ => format!("{}/{}", NAMES[random(4)], random(9)),
