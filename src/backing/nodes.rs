@@ -79,6 +79,21 @@ impl Nodes {
         self.keys.get(&inode).map(|id| *id)
     }
 
+    /// Counts one lookup of an object that has a node, if nothing needs to be thought about:
+    /// without locks, a directory's place may be that of a moment ago.
+    pub(super) fn greet(&self, seen: &Seen, place: &Place) -> Option<FileId> {
+        let key = self.keys.get(&seen.key)?;
+        let id = *key;
+        let mut node = self.nodes.get_mut(&id).filter(|node| node.is(seen))?;
+        let moved = node.kind == Kind::Directory && node.place.as_ref() != Some(place);
+        if moved || node.excluded {
+            return None;
+        }
+        node.lookups += 1;
+        node.take_place(place);
+        Some(id)
+    }
+
     /// Counts one lookup of the object, under the id that it has: the node's, else `candidate`.
     /// `None` if the candidate has meanwhile become the node of another object.
     pub(super) fn enter(&self, candidate: FileId, arrival: &Arrival<'_>) -> Option<FileId> {

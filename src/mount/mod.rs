@@ -219,8 +219,13 @@ fn serve(
             // Inherited by the threads that the session starts. Only root may; without it the daemon
             // merely has no preference when memory is short.
             rustix::process::configure_io_flusher_behavior(true).ok();
-            let Err(error) = session.run() else {
-                return ended.set(Session::Ended);
+            let error = match session.run() {
+                Ok(()) => return ended.set(Session::Ended),
+                // A request was being read when the last one let go: the same end.
+                Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => {
+                    return ended.set(Session::Ended);
+                }
+                Err(error) => error,
             };
             tracing::error!(%error, "the session with the kernel has failed");
             // Nobody serves it any more, and a dead mount is in the way of everybody.
