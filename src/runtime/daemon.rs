@@ -220,7 +220,7 @@ fn refuse_mounted(request: &MountRequest) -> Result<(), Failure> {
         .mirrors()
         .iter()
         .find(|mirror| mirror.mountpoint == place.path);
-    match mirror.filter(|mirror| Client::connect(&mirror.state_dir).is_ok()) {
+    match mirror.filter(|mirror| lives(mirror)) {
         None => Ok(()),
         Some(mirror) => {
             let (source, target) = (mirror.source.display(), &mirror.target);
@@ -232,6 +232,19 @@ fn refuse_mounted(request: &MountRequest) -> Result<(), Failure> {
                 .next(format!("mirrorfs umount {}", place.path.display())))
         }
     }
+}
+
+/// Whether a daemon answers. One that was killed just now still has its socket, its mount and its
+/// lock for a moment: its end is waited for, so that nobody meets them.
+fn lives(mirror: &Mirror) -> bool {
+    let Ok(client) = Client::connect(&mirror.state_dir) else {
+        return false;
+    };
+    let answers = client.call(&Request::Status, &mut |_| {}).is_ok();
+    if !answers {
+        process::wait_for_owner(&mirror.state_dir, LAST_WORDS);
+    }
+    answers
 }
 
 /// Detaches the mount of a dead daemon at exactly this path. Whether there was one.
@@ -314,7 +327,7 @@ fn make_way(mirror: &Mirror) -> Result<(), Failure> {
 fn open_engine(mirror: Mirror, target: &Target) -> Result<Arc<Engine>, Failure> {
     let opened = match Engine::open(mirror.clone(), target) {
         Err(failure) if failure.exit == Exit::Busy => {
-            if Client::connect(&mirror.state_dir).is_ok() {
+            if lives(&mirror) {
                 return Err(failure);
             }
             process::wait_for_owner(&mirror.state_dir, LAST_WORDS);

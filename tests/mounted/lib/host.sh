@@ -33,6 +33,7 @@ MaxStartups 100
 CONFIG
   nsenter --net="/run/netns/$NAMESPACE" /usr/sbin/sshd -f "$SCRATCH/sshd/config" \
     -E "$SCRATCH/sshd/sshd.log"
+  wait_until "sshd listens" bash -c "exec 3<>/dev/tcp/$HOST/22"
   TARGET=root@$HOST:$REPLICA
   SSH=(--identity "$SCRATCH/sshd/key" --known-hosts "$SCRATCH/sshd/known_hosts"
     --remote-path "$MIRRORFS")
