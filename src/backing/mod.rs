@@ -2,8 +2,8 @@
 //! on the backing directory and recorded in the journal, under the locks of its objects. No
 //! change reaches the tree by another way, so none can miss the journal.
 //!
-//! Owns: which FileId an object of the real tree has ([`identity`]), the table of objects that
-//! the kernel knows ([`nodes`]), descriptors ([`reach`], [`handles`]), the operations, and local
+//! Owns: which FileId an object of the real tree has (`identity`), the table of objects that
+//! the kernel knows (`nodes`), descriptors (`reach`, `handles`), the operations, and local
 //! durability. Called by `mount` (operations), `reconcile` (`inspect`, `list`), `plan` and
 //! `journal` (reading an object as it is now).
 //!
