@@ -44,6 +44,13 @@ pub const EPOCH_OBJECTS_MAX: usize = 256 * 1024;
 /// How many objects a part of an inconsistent epoch (first sync) holds before it is sealed.
 pub const PART_OBJECTS: usize = 8 * 1024;
 
+/// An epoch is sealed when nothing was changed for so long, or when somebody waits for it: a file
+/// that is written and renamed over another one is then in one epoch, and ships as a delta.
+pub const SEAL_QUIET: Duration = Duration::from_millis(10);
+
+/// The longest that [`SEAL_QUIET`] may put a seal off.
+pub const SEAL_AGE_MAX: Duration = Duration::from_millis(250);
+
 /// How many dirty bytes an epoch may have when it is sealed; more is staged before the seal.
 pub const SEAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
@@ -140,6 +147,18 @@ pub const BACKGROUND_REQUESTS_MAX: u16 = 128;
 /// How much one `copy_file_range` may copy, so that it does not hold a serving thread for long;
 /// a whole number of blocks of every file system that can share them.
 pub const COPY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// How many names of one object the table of nodes remembers; the known tree has the others.
+pub const NODE_PLACES_MAX: usize = 16;
+
+/// How many removed objects that the kernel still knows are held by a descriptor.
+pub const KEPT_DESCRIPTORS_MAX: usize = 1024;
+
+/// How many directories wait to be walked before the whole tree does.
+pub const UNWALKED_MAX: usize = 64 * 1024;
+
+/// How many changed objects wait for their own sync before the whole file system is synced.
+pub const PENDING_SYNCS_MAX: usize = 1024;
 
 /// Bytes that the sender may have in flight without an answer of the replica.
 pub const WINDOW_BYTES: u64 = 32 * 1024 * 1024;
@@ -273,3 +292,18 @@ const _: () = assert!(TEXT_BYTES_MAX + 4096 < MESSAGE_BYTES_MAX);
 const _: () = assert!(DELTA_BASE_BYTES_MAX / DELTA_BLOCKS_MAX <= FRAGMENT_BYTES_MAX);
 const _: () = assert!(PART_OBJECTS < EPOCH_OBJECTS_MAX);
 const _: () = assert!(SEAL_BYTES_MAX <= SAVED_MEMORY_BYTES_MAX + SAVED_DISK_BYTES_MAX);
+
+/// The least that must be dirty in a young file, in bytes, for a file beside it to be read as a
+/// base, and the least and the largest size of that file.
+pub const RELATIVE_BYTES_MIN: u64 = BLOCK_BYTES;
+/// See [`RELATIVE_BYTES_MIN`].
+pub const RELATIVE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// How many files beside a young one are looked at.
+pub const RELATIVE_SIBLINGS_MAX: usize = 256;
+
+/// How many files count as young at most.
+pub const YOUNG_FILES_MAX: usize = 64;
+
+/// How many names an epoch may bind for its young files to be compared with files beside them.
+pub const RELATIVE_NAMES_MAX: usize = 64;

@@ -53,6 +53,10 @@ impl Backing {
         let after = Seen::open(&object, self.home);
         if captured {
             operation.attributes(id);
+            if set.mode.or(set.uid).or(set.gid).is_some() {
+                // The mode is part of an ACL; another owner takes capabilities away.
+                operation.xattrs(id);
+            }
             let (old, new) = (
                 before.size(),
                 after.as_ref().map_or(before.size(), Seen::size),

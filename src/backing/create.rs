@@ -316,6 +316,9 @@ impl Backing {
             self.cover(&operation, parent, &place.1)?;
         }
         if !self.is_excluded(id) {
+            if seen.at_home {
+                operation.linked(id, seen.stamp.inode);
+            }
             operation.attributes(id);
         }
         let id = self.enter(
@@ -341,7 +344,7 @@ impl Backing {
         id: FileId,
         seen: &Seen,
     ) -> io::Result<()> {
-        if !self.has_known_name(id)? {
+        if !self.is_known(id)? {
             self.discover(operation, id, seen)?;
             if seen.is_directory() {
                 self.push_unwalked(id);

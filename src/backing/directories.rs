@@ -3,7 +3,6 @@
 
 use super::handles::Handle;
 use super::inspect::is_gone;
-use super::seen::Seen;
 use super::types::{DirectoryEntry, HandleId, Kind};
 use super::{Backing, errno};
 use crate::model::{FileId, Name, RESERVED_NAME};
@@ -13,7 +12,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// How much of a directory is read in one go, in bytes.
@@ -151,7 +150,7 @@ impl Backing {
                 Err(error) => return Err(error),
             };
             if !is_hidden(id, &entry.name) {
-                match self.give_entry(id, &handle.file, entry, with_attributes, take) {
+                match self.give_entry(id, handle.file.as_fd(), entry, with_attributes, take) {
                     Ok(true) => given = true,
                     Ok(false) => return Ok(()),
                     // Removed since it was read.
@@ -167,7 +166,7 @@ impl Backing {
     fn give_entry(
         &self,
         directory: FileId,
-        opened: &File,
+        opened: BorrowedFd<'_>,
         entry: &RawEntry,
         with_attributes: bool,
         take: &mut dyn FnMut(&DirectoryEntry<'_>) -> bool,
@@ -205,8 +204,7 @@ impl Backing {
                 attr: None,
             }));
         }
-        let seen = Seen::entry(opened, name, self.home)?;
-        let id = self.arrive(directory, own_name, &seen)?;
+        let (id, seen) = self.arrive(opened, &(directory, own_name))?;
         let attr = with_attributes.then(|| seen.attr(id));
         let taken = take(&DirectoryEntry {
             id,

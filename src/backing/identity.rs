@@ -1,5 +1,6 @@
 //! Which FileId an object of the real tree has: rule 1 of docs/architecture.md, in one place.
 
+use super::reach::DEPTH_MAX;
 use super::seen::Seen;
 use super::{Backing, broken};
 use crate::disk::{Place, look};
@@ -65,6 +66,10 @@ impl Backing {
         let inode = seen.stamp.inode;
         if let Some(id) = self.journal.overlay_by_inode(inode)
             && self.nodes.view(id).is_none()
+            && self
+                .journal
+                .overlay_place(id)
+                .is_none_or(|(_, birth)| birth == seen.stamp.birth)
         {
             return Ok(Some(id));
         }
@@ -85,9 +90,11 @@ impl Backing {
 
     /// Whether what the known tree has under this name can be what is there.
     fn can_be(&self, id: FileId, parent: FileId, name: &Name, seen: &Seen) -> io::Result<bool> {
+        if let Some(place) = self.journal.overlay_place(id) {
+            return Ok(place == (seen.stamp.inode, seen.stamp.birth));
+        }
         let Some(record) = self.index.object(id).map_err(broken)? else {
-            // Born since the last epoch: all its changes were seen, this name is its own.
-            return Ok(true);
+            return Ok(false);
         };
         // 0: records that came from a replica; the name is all there is to go by.
         let same = record.stamp.inode == 0 || record.stamp.inode == seen.stamp.inode;
@@ -120,26 +127,28 @@ impl Backing {
         Ok(found.object.fixed == *fixed)
     }
 
-    /// Whether a name is not mirrored.
+    /// Whether a name is not mirrored; below a directory that has no way up from it in the known
+    /// tree, nothing is.
     pub(super) fn name_excluded(&self, parent: FileId, name: &Name, is_directory: bool) -> bool {
         if self.exclude.is_empty() {
             return false;
         }
-        if self.is_excluded(parent) {
-            return true;
-        }
         let mut parts = vec![name.clone()];
         let mut at = parent;
         while at != FileId::ROOT {
+            if self.is_excluded(at) || parts.len() > DEPTH_MAX {
+                return true;
+            }
             let place = match self.nodes.place(at) {
                 Some(place) => Some(place),
                 None => self
-                    .places(at)
+                    .journal
+                    .known_links(at, 1)
                     .ok()
-                    .and_then(|places| places.into_iter().next()),
+                    .and_then(|mut links| links.pop()),
             };
             let Some((above, name)) = place else {
-                return false;
+                return true;
             };
             parts.push(name);
             at = above;

@@ -10,6 +10,7 @@ use super::seen::Seen;
 use super::types::Inspected;
 use super::{ATTEMPTS_MAX, Backing, broken, errno};
 use crate::journal::Operation;
+use crate::limits::UNWALKED_MAX;
 use crate::model::{FileId, Name, RESERVED_NAME};
 use parking_lot::Mutex;
 use std::collections::HashSet;
@@ -17,9 +18,6 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;
-
-/// How many directories wait for a walk before the whole tree does.
-const UNWALKED_MAX: usize = 64 * 1024;
 
 /// Directories that came into the known tree without what is in them.
 #[derive(Default)]
@@ -112,17 +110,20 @@ impl Backing {
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
                 Err(error) => Err(error),
             };
-            let Some(seen) = look()? else {
-                let _held = self.locks.lock(&[parent]);
-                if look()?.is_none() {
-                    self.unbind_missing(parent, name)?;
-                    return Ok(None);
-                }
-                continue;
-            };
-            let id = self.arrive(parent, name.clone(), &seen)?;
-            let _visit = Visit { backing: self, id };
             let place = (parent, name.clone());
+            let (id, seen) = match self.arrive(&directory, &place) {
+                Ok(arrived) => arrived,
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                    let _held = self.locks.lock(&[parent]);
+                    if look()?.is_none() {
+                        self.unbind_missing(parent, name)?;
+                        return Ok(None);
+                    }
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let _visit = Visit { backing: self, id };
             let stale = self.stale_place(&place, id, &seen)?;
             let elsewhere = stale.as_ref().map_or(parent, |(elsewhere, _)| *elsewhere);
             let _held = self.locks.lock(&[parent, id, elsewhere]);
@@ -203,8 +204,8 @@ impl Backing {
         seen: &Seen,
     ) -> io::Result<Option<Inspected>> {
         let (parent, name) = place;
-        let known = self.journal.known_child(*parent, name).map_err(broken)?;
         let operation = self.begin();
+        let known = self.journal.known_child(*parent, name).map_err(broken)?;
         if self.name_excluded(*parent, name, seen.is_directory()) {
             if known.is_some() {
                 operation.before_attributes(*parent, self).map_err(broken)?;
@@ -218,16 +219,16 @@ impl Backing {
             .nodes
             .view(id)
             .is_some_and(|node| node.verified == walk);
+        let was_new = known != Some(id);
         let mut suspect = false;
         // A walk comes from above: the directory is known.
-        if known != Some(id) && !self.has_known_name(id)? {
+        if was_new && !self.is_known(id)? {
             self.discover(&operation, id, seen)?;
             suspect = true;
         } else if !verified && !self.is_unchanged(id, seen)? {
             operation.compare(id, seen.size());
             suspect = true;
         }
-        let was_new = known != Some(id);
         if was_new {
             operation.before_attributes(*parent, self).map_err(broken)?;
             operation.bind(*parent, name, id);
@@ -257,18 +258,24 @@ impl Backing {
         if many && !self.journal.known_object(id).map_err(broken)? {
             operation.created(id, &seen.stamp, seen.links());
         }
-        operation.discovered(id, seen.size());
+        operation.discovered(id, &seen.stamp, seen.size());
         Ok(())
     }
 
-    /// Whether the known tree has the object. One that only lost its last name in it is as good
-    /// as new: an epoch on its way may take it from the replica.
-    pub(super) fn has_known_name(&self, id: FileId) -> io::Result<bool> {
-        if id == FileId::ROOT {
+    /// Whether an object is in the known tree. What only has names in a directory that was moved
+    /// out of the tree is not: what is in there goes with it.
+    pub(super) fn is_known(&self, id: FileId) -> io::Result<bool> {
+        let settled = self.exclude.is_empty() && self.is_walked();
+        let walk = self.walk_number();
+        // Verified once, it can leave the tree only over a border, and there is none.
+        if settled
+            && self
+                .nodes
+                .view(id)
+                .is_some_and(|node| node.verified == walk)
+        {
             return Ok(true);
         }
-        // A name in a directory that was moved out of the tree counts for nothing: what is in
-        // there goes with it.
         self.journal.is_reachable(id).map_err(broken)
     }
 
@@ -284,6 +291,20 @@ impl Backing {
             && record.object.attributes.mtime == seen.mtime())
     }
 
+    /// As [`Backing::is_known`], for a name that it is likely known under.
+    fn is_known_as(&self, id: FileId, parent: FileId, name: &Name) -> io::Result<bool> {
+        let walk = self.walk_number();
+        let verified = |id| {
+            self.nodes
+                .view(id)
+                .is_some_and(|node| node.verified == walk)
+        };
+        if self.exclude.is_empty() && (parent == FileId::ROOT || verified(parent)) {
+            return Ok(self.journal.known_child(parent, name).map_err(broken)? == Some(id));
+        }
+        self.is_known(id)
+    }
+
     /// Verifies an object that is going to be changed, and the directories above it. Called
     /// without locks.
     pub(super) fn settle(&self, id: FileId) -> io::Result<()> {
@@ -297,13 +318,13 @@ impl Backing {
             if node.excluded || node.verified == walk {
                 break;
             }
-            if self.is_walked() && self.has_known_name(at)? {
-                self.nodes.set_verified(at, walk);
-                break;
-            }
             let Some((parent, name)) = self.nodes.place(at) else {
                 break;
             };
+            if self.is_walked() && self.is_known_as(at, parent, &name)? {
+                self.nodes.set_verified(at, walk);
+                break;
+            }
             way.push((parent, name));
             at = parent;
         }

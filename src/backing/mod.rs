@@ -2,8 +2,8 @@
 //! on the backing directory and recorded in the journal, under the locks of its objects. No
 //! change reaches the tree by another way, so none can miss the journal.
 //!
-//! Owns: which FileId an object of the real tree has ([`identity`]), the table of objects that
-//! the kernel knows ([`nodes`]), descriptors ([`reach`], [`handles`]), the operations, and local
+//! Owns: which FileId an object of the real tree has (`identity`), the table of objects that
+//! the kernel knows (`nodes`), descriptors (`reach`, `handles`), the operations, and local
 //! durability. Called by `mount` (operations), `reconcile` (`inspect`, `list`), `plan` and
 //! `journal` (reading an object as it is now).
 //!
@@ -48,13 +48,13 @@ use crate::records::Records;
 use durability::Durability;
 use handles::Handles;
 use locks::Locks;
-use nodes::{Arrival, Nodes};
+use nodes::{Arrival, Nodes, Place};
 use reach::Descriptors;
 use seen::Seen;
 use std::ffi::OsStr;
 use std::fmt::Display;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -156,16 +156,12 @@ impl Backing {
     /// # Errors
     /// ENOENT if nothing; else those of statx(2).
     pub fn lookup(&self, parent: FileId, name: &OsStr) -> io::Result<Attr> {
-        let name = self
-            .name(parent, name)
-            .map_err(|error| match error.raw_os_error() {
-                // The reserved name is not there, as far as anybody can see.
-                Some(libc::EPERM) => errno(libc::ENOENT),
-                _ => error,
-            })?;
+        if self.is_reserved(parent, name) {
+            return Err(errno(libc::ENOENT));
+        }
+        let name = self.name(parent, name)?;
         let directory = self.directory(parent)?;
-        let seen = Seen::entry(&*directory, name.as_bytes(), self.home)?;
-        let id = self.arrive(parent, name, &seen)?;
+        let (id, seen) = self.arrive(&directory, &(parent, name))?;
         Ok(seen.attr(id))
     }
 
@@ -220,10 +216,14 @@ impl Backing {
         self.nodes.view(id).is_some_and(|view| view.excluded)
     }
 
+    fn is_reserved(&self, parent: FileId, name: &OsStr) -> bool {
+        parent == FileId::ROOT && name.as_bytes() == RESERVED_NAME.as_bytes()
+    }
+
     /// A name as the kernel gives it. The reserved one in the root is EPERM; what is no name is
     /// ENAMETOOLONG or EINVAL.
     fn name(&self, parent: FileId, name: &OsStr) -> io::Result<Name> {
-        if parent == FileId::ROOT && name.as_bytes() == RESERVED_NAME.as_bytes() {
+        if self.is_reserved(parent, name) {
             return Err(errno(libc::EPERM));
         }
         let too_long = name.len() > crate::limits::NAME_BYTES_MAX;
@@ -235,17 +235,25 @@ impl Backing {
         Name::try_from(name).map_err(|_| errno(error))
     }
 
-    /// Enters an object that was found under a name into the table, with one lookup.
-    fn arrive(&self, parent: FileId, name: Name, seen: &Seen) -> io::Result<FileId> {
-        let (candidate, excluded) = self.identify(parent, &name, seen)?;
-        Ok(self.enter(
-            candidate,
-            &Arrival {
-                seen,
-                place: Some((parent, name)),
-                excluded,
-            },
-        ))
+    /// Looks at what a name holds, and enters it into the table with one lookup. Called without
+    /// locks.
+    fn arrive(&self, directory: impl AsFd, place: &Place) -> io::Result<(FileId, Seen)> {
+        let (parent, name) = place;
+        let look = || Seen::entry(&directory, name.as_bytes(), self.home);
+        let seen = look()?;
+        if let Some(id) = self.nodes.greet(&seen, place) {
+            return Ok((id, seen));
+        }
+        // The directory's lock holds what is there and what is known of it together.
+        let _held = self.locks.lock(&[*parent]);
+        let seen = look()?;
+        let (candidate, excluded) = self.identify(*parent, name, &seen)?;
+        let arrival = Arrival {
+            seen: &seen,
+            place: Some(place.clone()),
+            excluded,
+        };
+        Ok((self.enter(candidate, &arrival), seen))
     }
 
     /// Enters an object under the candidate, or under a new id if that has been taken since.

@@ -7,6 +7,7 @@
 
 use super::seen::Seen;
 use super::types::{HandleId, Kind};
+use crate::limits::{KEPT_DESCRIPTORS_MAX, NODE_PLACES_MAX};
 use crate::model::{FileId, Name, Timestamp};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -16,12 +17,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A name in a directory.
 pub(super) type Place = (FileId, Name);
-
-/// How many names of one object are remembered; the others are found by the known tree.
-const PLACES_MAX: usize = 16;
-
-/// How many removed objects that the kernel still knows are held by a descriptor.
-const KEPT_MAX: usize = 1024;
 
 struct Node {
     lookups: u64,
@@ -77,6 +72,21 @@ impl Nodes {
     /// The node with an inode number of the root's file system.
     pub(super) fn by_inode(&self, inode: u64) -> Option<FileId> {
         self.keys.get(&inode).map(|id| *id)
+    }
+
+    /// Counts one lookup of an object that has a node, if nothing needs to be thought about:
+    /// without locks, a directory's place may be that of a moment ago.
+    pub(super) fn greet(&self, seen: &Seen, place: &Place) -> Option<FileId> {
+        let key = self.keys.get(&seen.key)?;
+        let id = *key;
+        let mut node = self.nodes.get_mut(&id).filter(|node| node.is(seen))?;
+        let moved = node.kind == Kind::Directory && node.place.as_ref() != Some(place);
+        if moved || node.excluded {
+            return None;
+        }
+        node.lookups += 1;
+        node.take_place(place);
+        Some(id)
     }
 
     /// Counts one lookup of the object, under the id that it has: the node's, else `candidate`.
@@ -185,7 +195,7 @@ impl Nodes {
 
     /// Holds a removed object until the kernel forgets it. Call before the removal.
     pub(super) fn keep(&self, id: FileId, descriptor: Arc<OwnedFd>) {
-        if self.kept.load(Ordering::Relaxed) >= KEPT_MAX {
+        if self.kept.load(Ordering::Relaxed) >= KEPT_DESCRIPTORS_MAX {
             return;
         }
         if let Some(mut node) = self.nodes.get_mut(&id)
@@ -301,7 +311,7 @@ impl Node {
         if let Some(before) = self.place.replace(place.clone())
             && self.kind != Kind::Directory
         {
-            if self.others.len() >= PLACES_MAX {
+            if self.others.len() >= NODE_PLACES_MAX {
                 self.others.remove(0);
             }
             self.others.push(before);

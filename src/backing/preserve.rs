@@ -14,6 +14,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+/// How often something is looked for that is not where it should be.
+const FIND_ATTEMPTS: usize = 8;
+
 impl Backing {
     /// Opens a regular file for reading, by any name that it is known under or by what has it
     /// open.
@@ -21,6 +24,10 @@ impl Backing {
     /// # Errors
     /// ESTALE if it is nowhere any more; else those of open(2).
     pub fn open_object(&self, id: FileId) -> io::Result<File> {
+        patiently(|| self.open_now(id))
+    }
+
+    fn open_now(&self, id: FileId) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOATIME;
         let opened = match self.open_by_name(id, flags) {
             // Only the owner may keep the time of access as it is.
@@ -47,7 +54,7 @@ impl Backing {
     /// # Errors
     /// ESTALE if it is nowhere any more; else those of the calls.
     pub fn snapshot(&self, id: FileId) -> io::Result<Snapshot> {
-        let object = self.reach(id)?;
+        let object = patiently(|| self.reach(id))?;
         look_fully(Place::Open(object.as_fd()))
     }
 
@@ -65,6 +72,18 @@ impl Backing {
         }
         Ok(Arc::new(self.open_object(id)?))
     }
+}
+
+/// Without locks, an object is nowhere for an instant while it, or a directory above it, is
+/// renamed.
+fn patiently<T>(find: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..FIND_ATTEMPTS {
+        match find() {
+            Err(error) if error.raw_os_error() == Some(libc::ESTALE) => std::thread::yield_now(),
+            found => return found,
+        }
+    }
+    find()
 }
 
 impl Preserve for Backing {

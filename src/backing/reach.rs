@@ -18,10 +18,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// How many names of an object that the table does not have are tried.
-const LINKS_MAX: usize = 64;
+pub(super) const LINKS_MAX: usize = 64;
 
 /// How deep a tree may be to be found from its root; the kernel's own paths end far before.
-const DEPTH_MAX: usize = 64 * 1024;
+pub(super) const DEPTH_MAX: usize = 64 * 1024;
 
 /// How often another name of a directory is tried on one way.
 const FALLBACKS_MAX: u32 = 4;
@@ -154,7 +154,9 @@ impl Backing {
         let mut places = self.nodes.places(id);
         if !self.is_excluded(id) && (places.is_empty() || self.nodes.view(id).is_none()) {
             for place in self.journal.known_links(id, LINKS_MAX).map_err(broken)? {
-                if !places.contains(&place) {
+                // A directory that has left for what is excluded takes along names that nobody
+                // unbinds; the known tree does not reach them, so they may hold anything.
+                if !places.contains(&place) && !self.name_excluded(place.0, &place.1, false) {
                     places.push(place);
                 }
             }
@@ -164,28 +166,32 @@ impl Backing {
 
     /// Whether what was found under a name is the object; ESTALE if another one has taken it.
     pub(super) fn check(&self, id: FileId, place: &Place, seen: &Seen) -> io::Result<()> {
-        let same = match self.nodes.view(id) {
-            Some(node) => {
-                node.key == seen.key && node.birth == seen.stamp.birth && node.kind == seen.kind()
-            }
-            None => match self.index.object(id).map_err(broken)? {
-                Some(record) if record.stamp.inode != 0 => {
-                    record.stamp.inode == seen.stamp.inode && seen.may_be(&record.object.fixed)
-                }
-                // Its inode is not written down anywhere. Without locks its name may have moved
-                // between a look at the known tree and the open; then it is not known any more.
-                _ => {
-                    self.journal
-                        .known_child(place.0, &place.1)
-                        .map_err(broken)?
-                        == Some(id)
-                }
-            },
-        };
-        if same {
+        if self.is_there(id, place, seen)? {
             Ok(())
         } else {
             Err(errno(libc::ESTALE))
+        }
+    }
+
+    fn is_there(&self, id: FileId, place: &Place, seen: &Seen) -> io::Result<bool> {
+        if let Some(node) = self.nodes.view(id) {
+            let same = node.key == seen.key && node.birth == seen.stamp.birth;
+            return Ok(same && node.kind == seen.kind());
+        }
+        if let Some(known) = self.journal.overlay_place(id) {
+            return Ok(known == (seen.stamp.inode, seen.stamp.birth));
+        }
+        match self.index.object(id).map_err(broken)? {
+            Some(record) if record.stamp.inode != 0 => {
+                Ok(record.stamp.inode == seen.stamp.inode && seen.may_be(&record.object.fixed))
+            }
+            // Its inode is not written down anywhere. Without locks its name may have moved
+            // between a look at the known tree and the open; then it is not known any more.
+            _ => Ok(self
+                .journal
+                .known_child(place.0, &place.1)
+                .map_err(broken)?
+                == Some(id)),
         }
     }
 

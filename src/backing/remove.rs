@@ -35,14 +35,13 @@ impl Backing {
         let place: Place = (parent, name);
         for _ in 0..ATTEMPTS_MAX {
             let look = || Seen::entry(&*directory, place.1.as_bytes(), self.home);
-            let seen = look()?;
+            let (id, seen) = self.arrive(&directory, &place)?;
+            let _visit = Visit { backing: self, id };
             match (seen.is_directory(), directories) {
                 (true, false) => return Err(errno(libc::EISDIR)),
                 (false, true) => return Err(errno(libc::ENOTDIR)),
                 _ => {}
             }
-            let id = self.arrive(parent, place.1.clone(), &seen)?;
-            let _visit = Visit { backing: self, id };
             if !directories && seen.links() > 1 {
                 // The other names' object is recorded, because its ctime changes.
                 self.settle(id)?;
@@ -92,7 +91,7 @@ impl Backing {
             self.cover(&operation, *parent, name)?;
         }
         if !last && !self.is_excluded(id) {
-            let still_mirrored = self.has_known_name(id)?;
+            let still_mirrored = self.is_known(id)?;
             if still_mirrored {
                 operation.attributes(id);
             }

@@ -17,7 +17,6 @@ struct End<'a> {
     backing: &'a Backing,
     place: Place,
     directory: Arc<OwnedFd>,
-    parent_excluded: bool,
     found: Option<(FileId, Seen)>,
     _visit: Option<Visit<'a>>,
 }
@@ -27,15 +26,17 @@ impl<'a> End<'a> {
         let mut end = End {
             backing,
             directory: backing.directory(place.0)?,
-            parent_excluded: backing.is_excluded(place.0),
             place: place.clone(),
             found: None,
             _visit: None,
         };
-        if let Some(seen) = end.look()? {
-            let id = backing.arrive(place.0, place.1.clone(), &seen)?;
-            end._visit = Some(Visit { backing, id });
-            end.found = Some((id, seen));
+        match backing.arrive(&end.directory, place) {
+            Ok((id, seen)) => {
+                end._visit = Some(Visit { backing, id });
+                end.found = Some((id, seen));
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => return Err(error),
         }
         Ok(end)
     }
@@ -58,9 +59,14 @@ impl<'a> End<'a> {
         })
     }
 
+    /// Whether nothing in the directory is mirrored. Its lock is held.
+    fn parent_excluded(&self) -> bool {
+        self.backing.is_excluded(self.place.0)
+    }
+
     /// Whether an object of this kind is not mirrored under the name.
     fn excludes(&self, seen: &Seen) -> bool {
-        self.parent_excluded
+        self.parent_excluded()
             || self
                 .backing
                 .name_excluded(self.place.0, &self.place.1, seen.is_directory())
@@ -142,9 +148,12 @@ impl Backing {
             // Two names of one object, or the same name: POSIX wants nothing to happen.
             return act();
         }
+        // Asked before anything moves: a walk that meets the directory in between misses it. And
+        // patterns may match other things below a directory that has another path.
+        let walk_again = !self.exclude.is_empty() || !self.is_walked();
         let operation = self.begin();
         for end in [source, target] {
-            if !end.parent_excluded {
+            if !end.parent_excluded() {
                 operation
                     .before_attributes(end.place.0, self)
                     .map_err(broken)?;
@@ -168,13 +177,14 @@ impl Backing {
             let last = seen.is_directory() || seen.links() <= 1;
             self.lost_name(*victim, &target.place, last);
         }
-        self.record_move(&operation, *moved, seen, source, target)?;
+        self.record_move(&operation, *moved, seen, (source, target), walk_again)?;
         match &target.found {
             Some((other, seen)) if exchange => {
-                self.record_move(&operation, *other, seen, target, source)?;
+                self.record_move(&operation, *other, seen, (target, source), walk_again)?;
+                self.leave(*other)?;
             }
             replaced => {
-                if !source.parent_excluded {
+                if !source.parent_excluded() {
                     self.cover(&operation, source.place.0, &source.place.1)?;
                 }
                 if let Some((victim, seen)) = replaced {
@@ -228,19 +238,17 @@ impl Backing {
         operation: &Operation<'_>,
         id: FileId,
         seen: &Seen,
-        from: &End<'_>,
-        to: &End<'_>,
+        (from, to): (&End<'_>, &End<'_>),
+        walk_again: bool,
     ) -> io::Result<()> {
         self.nodes.remove_place(id, &from.place, false);
         self.nodes.add_place(id, &to.place);
         if !to.excludes(seen) {
             self.bind_found(operation, &to.place, id, seen)?;
-            // Patterns may match other things below a directory that has another path, and a
-            // walk that is under way may have passed the new place and not the old one.
-            if seen.is_directory() && (!self.exclude.is_empty() || !self.is_walked()) {
+            if seen.is_directory() && walk_again {
                 self.push_unwalked(id);
             }
-        } else if !to.parent_excluded {
+        } else if !to.parent_excluded() {
             self.cover(operation, to.place.0, &to.place.1)?;
         }
         if !self.is_excluded(id) {
@@ -265,7 +273,7 @@ impl Backing {
     /// An object has lost a name: it may have no mirrored one any more.
     fn leave(&self, id: FileId) -> io::Result<()> {
         if !self.exclude.is_empty() && !self.is_excluded(id) {
-            let mirrored = self.has_known_name(id)?;
+            let mirrored = self.is_known(id)?;
             self.nodes.set_excluded(id, !mirrored);
         }
         Ok(())

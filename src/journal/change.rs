@@ -1,6 +1,6 @@
 //! What one epoch knows about one object.
 
-use crate::model::{Extent, ExtentSet, FileId};
+use crate::model::{Extent, ExtentSet, FileId, Timestamp};
 use std::collections::BTreeMap;
 
 /// The changes to one object.
@@ -20,6 +20,8 @@ pub(super) struct Change {
     pub dirty: ExtentSet,
     /// Content that was sent ahead of the seal.
     pub staged: Staged,
+    /// Its inode and birth, when it was found or made.
+    pub place: Option<(u64, Timestamp)>,
     /// What its name held before: most likely an older version of it.
     pub replaced: Option<FileId>,
 }
@@ -41,6 +43,7 @@ impl Change {
             .for_each(|extent| self.dirty.insert(extent));
         let newer = std::mem::replace(&mut self.staged, older.staged.clone());
         self.staged.extend(&newer);
+        self.place = self.place.or(older.place);
         self.replaced = self.replaced.or(older.replaced);
     }
 

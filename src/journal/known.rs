@@ -2,7 +2,7 @@
 
 use super::epoch::{Epoch, Holder};
 use super::{Error, Journal, Result};
-use crate::model::{FileId, Name};
+use crate::model::{FileId, Name, Timestamp};
 use crate::records::Records;
 use std::collections::{BTreeMap, HashSet};
 
@@ -277,6 +277,13 @@ impl Journal {
     /// What a name holds if the open or the sealed epoch touched it; no I/O.
     pub fn overlay_child(&self, parent: FileId, name: &Name) -> Option<Option<FileId>> {
         self.look(|layers| layers.overlay_child(parent, name))
+    }
+
+    /// The inode number and the birth that an object had when it was recorded as made or found in
+    /// the open or the sealed epoch; no I/O. What has none of these is as the index says.
+    pub fn overlay_place(&self, id: FileId) -> Option<(u64, Timestamp)> {
+        let place = |epoch: &Epoch| epoch.with(id, |change| change.place).flatten();
+        self.look(|layers| layers.overlays().find_map(place))
     }
 
     /// The object that was recorded with this inode number and several names in the open or the

@@ -170,6 +170,7 @@ impl Operation<'_> {
             self.epoch.note_inode(stamp.inode, id);
         }
         self.epoch.change(id, |change| {
+            change.place = Some((stamp.inode, stamp.birth));
             change.new = true;
             change.attributes = true;
             change.xattrs = true;
@@ -177,9 +178,17 @@ impl Operation<'_> {
         self.recorded();
     }
 
+    /// An object has got another name, recorded or not (it may be one that is not mirrored): from
+    /// now on it may be met under a name that nobody knows, and is known by its inode.
+    pub fn linked(&self, id: FileId, inode: u64) {
+        if inode != 0 {
+            self.epoch.note_inode(inode, id);
+        }
+    }
+
     /// An object that the known tree lacks was found, with `size` bytes of content. Everything
     /// about it is dirty. If it has several names, [`Operation::created`] says so first.
-    pub fn discovered(&self, id: FileId, size: u64) {
+    pub fn discovered(&self, id: FileId, stamp: &Stamp, size: u64) {
         let sealed = self.sealed.as_deref();
         // The sealed epoch takes it from the replica: it comes anew, with all that is in it.
         let taken = sealed.is_some_and(|sealed| sealed.removes(id)) || self.epoch.may_have_lost(id);
@@ -188,6 +197,8 @@ impl Operation<'_> {
         if taken {
             self.epoch.revive(id);
         }
+        let place = Some((stamp.inode, stamp.birth));
+        self.epoch.change(id, |change| change.place = place);
         self.whole(id, size, taken || !known);
     }
 

@@ -5,7 +5,8 @@ use super::epoch::Epoch;
 use super::saved::Saved;
 use super::sealed::Sealed;
 use super::{Committed, Journal};
-use crate::model::EpochId;
+use crate::model::{EpochId, FileId};
+use std::fs::File;
 use std::sync::Arc;
 
 impl Journal {
@@ -86,6 +87,13 @@ impl Journal {
         let gone = self.state.write().sealed.take();
         drop(gone);
         self.poke();
+    }
+
+    /// A file that was unlinked or replaced, if its descriptor is kept as a base for a delta.
+    pub fn kept(&self, id: FileId) -> Option<File> {
+        let view = self.view();
+        let of = |epoch: &Epoch| epoch.bases.lock().get(id);
+        of(&view.open).or_else(|| view.sealed.and_then(|sealed| of(&sealed.epoch)))
     }
 
     /// The sealed epoch is durable at the replica, and the index has taken it in: it is dropped,

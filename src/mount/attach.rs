@@ -69,6 +69,7 @@ fn by_syscall(point: &Path, wanted: &Wanted) -> Result<OwnedFd, Failed> {
         (StatVfsMountFlags::NODEV, MountFlags::NODEV),
         (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
         (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+        (StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
         (StatVfsMountFlags::RDONLY, MountFlags::RDONLY),
     ];
     let inherited = pairs
@@ -139,6 +140,10 @@ fn helper_options(wanted: &Wanted) -> String {
     let pairs = [
         (wanted.allow_other, ",allow_other"),
         (wanted.flags.contains(StatVfsMountFlags::NOEXEC), ",noexec"),
+        (
+            wanted.flags.contains(StatVfsMountFlags::NOATIME),
+            ",noatime",
+        ),
         (wanted.flags.contains(StatVfsMountFlags::RDONLY), ",ro"),
     ];
     pairs

@@ -19,6 +19,7 @@ pub mod table;
 mod unmount;
 
 use crate::backing::Backing;
+use crate::config::MountFlags;
 use crate::limits::{SERVING_THREADS_MAX, SERVING_THREADS_MIN};
 use dispatch::Dispatch;
 use fuser::{Config, SessionACL};
@@ -73,6 +74,8 @@ pub struct Options {
     pub no_open: bool,
     /// Whether a close must reach the local disk (`--local close`).
     pub flush_on_close: bool,
+    /// What mount(8) passed: only ever more than the mount that the source is on forbids.
+    pub flags: MountFlags,
 }
 
 /// Why there is no mount.
@@ -216,8 +219,13 @@ fn serve(
             // Inherited by the threads that the session starts. Only root may; without it the daemon
             // merely has no preference when memory is short.
             rustix::process::configure_io_flusher_behavior(true).ok();
-            let Err(error) = session.run() else {
-                return ended.set(Session::Ended);
+            let error = match session.run() {
+                Ok(()) => return ended.set(Session::Ended),
+                // A request was being read when the last one let go: the same end.
+                Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => {
+                    return ended.set(Session::Ended);
+                }
+                Err(error) => error,
             };
             tracing::error!(%error, "the session with the kernel has failed");
             // Nobody serves it any more, and a dead mount is in the way of everybody.
@@ -236,9 +244,22 @@ fn wanted(options: &Options) -> attach::Wanted {
     attach::Wanted {
         label: label.chars().map(plain).collect(),
         allow_other: options.allow_other,
-        flags: rustix::fs::statvfs(&options.source)
-            .map_or(StatVfsMountFlags::empty(), |space| space.f_flag),
+        flags: asked_for(options.flags)
+            | rustix::fs::statvfs(&options.source)
+                .map_or(StatVfsMountFlags::empty(), |space| space.f_flag),
     }
+}
+
+fn asked_for(flags: MountFlags) -> StatVfsMountFlags {
+    let pairs = [
+        (flags.read_only, StatVfsMountFlags::RDONLY),
+        (flags.no_suid, StatVfsMountFlags::NOSUID),
+        (flags.no_dev, StatVfsMountFlags::NODEV),
+        (flags.no_exec, StatVfsMountFlags::NOEXEC),
+        (flags.no_atime, StatVfsMountFlags::NOATIME),
+    ];
+    let asked = pairs.into_iter().filter(|(asked, _)| *asked);
+    asked.fold(StatVfsMountFlags::empty(), |flags, (_, flag)| flags | flag)
 }
 
 fn configuration(options: &Options) -> Config {

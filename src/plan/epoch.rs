@@ -2,11 +2,12 @@
 
 use super::content::Content;
 use super::names::Names;
+use super::relative;
 use super::{Against, Base, Emit, EpochView, Index, PlanError, Planned, Planner, Source, Tally};
 use crate::disk::{self, Snapshot};
 use crate::journal::ChangeView;
 use crate::limits::BLOCK_BYTES;
-use crate::model::{Entry, Extent, ExtentSet, FileId, Object, Stamp, Timestamp};
+use crate::model::{Entry, Extent, ExtentSet, FileId, Name, Object, Stamp, Timestamp};
 use std::fs::File;
 use std::io;
 
@@ -14,14 +15,16 @@ use std::io;
 const ATTEMPTS_MAX: usize = 64;
 
 /// How many times larger than what is dirty a file may be that is read for a delta.
-const BASE_FACTOR_MAX: u64 = 16;
+pub(super) const BASE_FACTOR_MAX: u64 = 16;
 
-struct Epoch<'a, 'e> {
+pub(super) struct Epoch<'a, 'e> {
     sealed: &'a dyn EpochView,
-    source: &'a dyn Source,
-    index: &'a dyn Index,
+    pub(super) source: &'a dyn Source,
+    pub(super) index: &'a dyn Index,
     emit: &'a mut Emit<'e>,
     planned: Planned,
+    // a name of the object that is being planned
+    name: Option<(FileId, Name)>,
 }
 
 impl Planner {
@@ -55,11 +58,14 @@ impl Planner {
             index,
             emit,
             planned: Planned::default(),
+            name: None,
         };
         for id in objects {
             let change = sealed.change(id).unwrap_or_default();
             let known = index.object(id)?;
             if names.is_alive(id)? {
+                let young = change.new || self.young.has(id);
+                epoch.name = if young { names.of_few(id)? } else { None };
                 self.object(&mut epoch, id, &change, known)?;
             } else if known.is_none() && !change.new {
                 epoch.planned.strangers += 1;
@@ -79,18 +85,24 @@ impl Planner {
     ) -> Result<(), PlanError> {
         let now = disk::coarse_now();
         let is_new = change.new || known.is_none();
-        let mut snapshot = epoch.snapshot(id, is_new || change.xattrs)?;
-        if let Some(known) = known.as_ref().filter(|_| !is_new && !change.xattrs) {
+        // A write takes a file's capabilities away, and nobody says so.
+        let capable = |known: &Object| known.xattrs.contains_key(&b"security.capability"[..]);
+        let fully = is_new || change.xattrs || known.as_ref().is_some_and(capable);
+        let mut snapshot = epoch.snapshot(id, fully)?;
+        if let Some(known) = known.as_ref().filter(|_| !fully) {
             snapshot.object.xattrs.clone_from(&known.xattrs);
         }
         let mut emitted = 0;
         if snapshot.object.fixed.is_file() {
+            if is_new {
+                self.young.born(id);
+            }
             let size = snapshot.object.size;
             let dirty = dirty(change, size, known.as_ref());
             // Nothing behind the end is read, so nothing but a cut end needs the file.
             let end = size.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES);
             if dirty.overlaps(Extent::between(0, end)).next().is_some() {
-                let replaced = change.replaced.filter(|_| is_new);
+                let replaced = change.replaced.filter(|_| self.young.has(id));
                 let known_size = known.as_ref().map(|known| known.size);
                 emitted = self.content(epoch, id, size, &dirty, replaced, known_size)?;
             }
@@ -121,10 +133,21 @@ impl Planner {
     ) -> Result<u64, PlanError> {
         let file = epoch.open(id)?;
         let mut base = None;
-        let against = match replaced {
-            Some(replaced) if !self.held.has_staged(replaced) => {
-                epoch.against(replaced, dirty.bytes().min(size), &mut base)?
+        let mut relative = None;
+        if replaced.is_none() && self.young.has(id) {
+            let name = epoch.name.take();
+            let found = relative::find(epoch, id, name, size, dirty.bytes().min(size))?;
+            let held = &self.held;
+            if let Some((found, content)) = found.filter(|(found, _)| !held.has_staged(found.id)) {
+                relative = Some(found);
+                base = Some(content);
             }
+        }
+        let against = match (replaced, &mut base) {
+            (Some(replaced), base) if !self.held.has_staged(replaced) => {
+                epoch.against(replaced, dirty.bytes().min(size), base)?
+            }
+            (None, Some(base)) => Against::Content(base),
             _ => Against::Nothing,
         };
         let against_content = matches!(against, Against::Content(_));
@@ -145,11 +168,18 @@ impl Planner {
         // A base that was changed meanwhile has other bytes than the replica: what was copied
         // from it is overridden by the bytes themselves.
         let lost = |replaced| epoch.sealed.delta_base(replaced).is_none();
-        if against_content && replaced.is_some_and(lost) {
-            content.against = Against::Nothing;
+        content.against = Against::Nothing;
+        let gone = match &relative {
+            Some(relative) => !relative.holds(),
+            None => against_content && replaced.is_some_and(lost),
+        };
+        if gone {
             content.plan(epoch.emit)?;
         }
         let tally = content.tally;
+        if relative.is_some() && tally.bytes_copied == 0 {
+            self.young.forget(id);
+        }
         epoch.planned.tally.add(tally);
         epoch.sealed.read_done(id, Extent::new(0, u64::MAX));
         Ok(tally.entries)
@@ -229,6 +259,12 @@ impl Epoch<'_, '_> {
         Err(PlanError::Lost { file: id })
     }
 
+    /// Whether the epoch changes the content of a file.
+    pub(super) fn is_content_changed(&self, id: FileId) -> bool {
+        let changed = |change: ChangeView| !change.dirty.is_empty() || !change.staged.is_empty();
+        self.sealed.change(id).is_some_and(changed)
+    }
+
     // What the new content of `dirty` bytes is compared with.
     fn against<'b>(
         &self,
@@ -236,13 +272,11 @@ impl Epoch<'_, '_> {
         dirty: u64,
         base: &'b mut Option<Base>,
     ) -> Result<Against<'b>, PlanError> {
-        let changed = |change: ChangeView| !change.dirty.is_empty() || !change.staged.is_empty();
         let object = self
             .index
             .object(replaced)?
             .filter(|object| object.fixed.is_file());
-        let Some(object) = object.filter(|_| !self.sealed.change(replaced).is_some_and(changed))
-        else {
+        let Some(object) = object.filter(|_| !self.is_content_changed(replaced)) else {
             return Ok(Against::Nothing);
         };
         // To read a whole large file for a small one does not pay.

@@ -19,6 +19,7 @@ mod delta;
 mod epoch;
 mod held;
 mod names;
+mod relative;
 mod table;
 mod view;
 
@@ -128,6 +129,7 @@ pub enum Against<'a> {
 #[derive(Debug, Default)]
 pub struct Planner {
     held: Held,
+    young: relative::Young,
     buffer: Vec<u8>,
 }
 

@@ -1,6 +1,7 @@
 //! Which objects have a name after the epoch.
 
 use super::{EpochView, Index, PlanError};
+use crate::limits::RELATIVE_NAMES_MAX;
 use crate::model::{FileId, Name};
 use std::collections::{HashMap, HashSet};
 
@@ -53,6 +54,21 @@ impl<'a> Names<'a> {
 
     pub(super) fn take_bindings(&mut self) -> Vec<Binding> {
         std::mem::take(&mut self.bindings)
+    }
+
+    /// A name of an object, if the epoch binds few enough to be a person's work and no first sync.
+    pub(super) fn of_few(&self, id: FileId) -> Result<Option<(FileId, Name)>, PlanError> {
+        if self.bindings.len() > RELATIVE_NAMES_MAX {
+            return Ok(None);
+        }
+        let bound = self
+            .bindings
+            .iter()
+            .find(|binding| binding.after == Some(id));
+        match bound {
+            Some(binding) => Ok(Some((binding.parent, binding.name.clone()))),
+            None => Ok(self.index.links(id, 1)?.pop()),
+        }
     }
 
     /// What the epoch names.

@@ -22,6 +22,11 @@ pub trait Source {
     /// As [`Source::open`].
     fn snapshot(&self, id: FileId) -> io::Result<Snapshot>;
 
+    /// A file that is gone, if it is kept as a base for a delta.
+    fn kept(&self, _id: FileId) -> Option<File> {
+        None
+    }
+
     /// An object as it is now; the extended attributes may be missing in the answer.
     ///
     /// # Errors
@@ -51,6 +56,12 @@ pub trait Index {
     /// See [`Index::object`].
     fn child(&self, parent: FileId, name: &Name) -> Result<Option<FileId>, PlanError>;
 
+    /// Up to `max` names in a directory and what they hold.
+    ///
+    /// # Errors
+    /// See [`Index::object`].
+    fn children(&self, parent: FileId, max: usize) -> Result<Vec<(Name, FileId)>, PlanError>;
+
     /// Up to `max` names of an object.
     ///
     /// # Errors
@@ -71,6 +82,9 @@ impl Index for Records {
         Ok(Records::child(self, parent, name)?)
     }
 
+    fn children(&self, parent: FileId, max: usize) -> Result<Vec<(Name, FileId)>, PlanError> {
+        Ok(Records::children(self, parent, None, max)?)
+    }
     fn links(&self, id: FileId, max: usize) -> Result<Vec<(FileId, Name)>, PlanError> {
         Ok(Records::links(self, id, max)?)
     }

@@ -172,6 +172,25 @@ impl Engine {
         }
     }
 
+    /// Whether the disk has room to store `length` more bytes of content, and to apply them
+    /// later with what is `staged` and what is durable. Without that an epoch could become
+    /// durable that can never be applied, and the one that would make room stands behind it.
+    pub(super) fn has_space(&self, length: u64, staged: u64) -> Result<bool, ReplicaError> {
+        let space = rustix::fs::fstatvfs(&self.tree.root)
+            .map_err(std::io::Error::from)
+            .doing(|| "cannot ask for the free space of the target")?;
+        let free = match rustix::process::geteuid().is_root() {
+            true => space.f_bfree,
+            false => space.f_bavail,
+        };
+        let pending: u64 = {
+            let shared = self.shared.lock();
+            shared.pending.iter().map(|log| log.length).sum()
+        };
+        let owed = pending + staged + 2 * length;
+        Ok(free.saturating_mul(space.f_frsize) >= owed)
+    }
+
     /// Waits until all that is durable is applied; `false`: it cannot be, for now. What has failed
     /// before is tried once more.
     pub(super) fn wait_until_applied(&self) -> Result<bool, ReplicaError> {

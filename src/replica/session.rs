@@ -319,6 +319,10 @@ impl Session<'_> {
         if !self.engine.wait_for_room()? {
             return self.stall(&self.engine.trouble());
         }
+        let length = bytes.len() as u64;
+        if length > 0 && !self.has_space(length)? {
+            return self.stall("no space is left to store and to apply what comes next");
+        }
         let engine = self.engine;
         let is_known = |id| Ok(engine.kind(id)?.is_some());
         match self.stage.add(entry, bytes, is_known) {
@@ -330,6 +334,17 @@ impl Session<'_> {
             self.confirm();
         }
         Ok(())
+    }
+
+    /// Whether there is room for more content, as soon as what is durable is applied.
+    fn has_space(&self, length: u64) -> Result<bool, ReplicaError> {
+        let staged = self.stage.length();
+        if self.engine.has_space(length, staged)? {
+            return Ok(true);
+        }
+        // What was applied gives its log's space back.
+        self.engine.wait_until_applied()?;
+        self.engine.has_space(length, staged)
     }
 
     fn confirm(&mut self) {

@@ -98,6 +98,12 @@ impl Stage {
         self.digest.digest()
     }
 
+    /// Bytes of its redo log.
+    pub(super) fn length(&self) -> u64 {
+        let log = self.log.as_ref().map_or(0, |log| log.length);
+        log + self.buffer.len() as u64
+    }
+
     /// What it holds, by key.
     pub(super) fn index(&self) -> Option<&redo::Index> {
         self.log.as_ref().map(|log| &log.index)

@@ -6,7 +6,7 @@ use super::log::{RotatingLog, to_file, to_stderr};
 use super::places::{self, Places};
 use super::ready::Ready;
 use super::waiters::{Attendant, Policy, waiters};
-use super::{MountRequest, failures, registry};
+use super::{MountRequest, failures, process, registry};
 use crate::config::{Local, MIRROR_VERSION, Mirror, Remote, beneath};
 use crate::control::{Client, Exit, Failure, Receipt, Reply, Request, Server, Service, Status};
 use crate::mount::{self, Mounted, NoRemoteWait, RemoteWait, holders, table};
@@ -22,6 +22,8 @@ use tokio::task::LocalSet;
 
 /// How long the last answers may take after the end.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
+/// How long a process that has given its state up may take to be gone.
+const LAST_WORDS: Duration = Duration::from_secs(15);
 /// How often a drain in the foreground shows how it stands.
 const SHOW_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -40,7 +42,7 @@ pub fn mount(request: MountRequest, ready: Ready) -> Result<(), Failure> {
     let mirror = describe(request.state_root.as_deref(), &places, request.options)?;
     make_way(&mirror)?;
     prepare_process();
-    let engine = Arc::new(Engine::open(mirror, &places.target)?);
+    let engine = open_engine(mirror, &places.target)?;
     if !ready.is_foreground() {
         let log = engine
             .state()
@@ -117,7 +119,7 @@ pub fn drain(
     mirror.pid = std::process::id();
     prepare_process();
     let began = std::time::Instant::now();
-    let engine = Arc::new(Engine::open(mirror, &places.target)?);
+    let engine = open_engine(mirror, &places.target)?;
     let drained = (|| {
         engine.first_contact()?;
         let runtime = runtime()?;
@@ -218,7 +220,7 @@ fn refuse_mounted(request: &MountRequest) -> Result<(), Failure> {
         .mirrors()
         .iter()
         .find(|mirror| mirror.mountpoint == place.path);
-    match mirror.filter(|mirror| Client::connect(&mirror.state_dir).is_ok()) {
+    match mirror.filter(|mirror| lives(mirror)) {
         None => Ok(()),
         Some(mirror) => {
             let (source, target) = (mirror.source.display(), &mirror.target);
@@ -230,6 +232,19 @@ fn refuse_mounted(request: &MountRequest) -> Result<(), Failure> {
                 .next(format!("mirrorfs umount {}", place.path.display())))
         }
     }
+}
+
+/// Whether a daemon answers. One that was killed just now still has its socket, its mount and its
+/// lock for a moment: its end is waited for, so that nobody meets them.
+fn lives(mirror: &Mirror) -> bool {
+    let Ok(client) = Client::connect(&mirror.state_dir) else {
+        return false;
+    };
+    let answers = client.call(&Request::Status, &mut |_| {}).is_ok();
+    if !answers {
+        process::wait_for_owner(&mirror.state_dir, LAST_WORDS);
+    }
+    answers
 }
 
 /// Detaches the mount of a dead daemon at exactly this path. Whether there was one.
@@ -299,12 +314,28 @@ fn make_way(mirror: &Mirror) -> Result<(), Failure> {
     match client.call(&Request::Yield, &mut |_| {}) {
         Ok(Reply::Failed { failure }) => Err(failure),
         Ok(_) => Ok(()),
-        // If it has not ended, the lock of the state directory says so.
+        // If it does not end, the lock of the state directory says so.
         Err(error) => {
             tracing::debug!(%error, "the process that drains went away");
             Ok(())
         }
     }
+}
+
+/// Opens the mirror. A process that served it may have said goodbye and not be gone yet: it is
+/// waited for.
+fn open_engine(mirror: Mirror, target: &Target) -> Result<Arc<Engine>, Failure> {
+    let opened = match Engine::open(mirror.clone(), target) {
+        Err(failure) if failure.exit == Exit::Busy => {
+            if lives(&mirror) {
+                return Err(failure);
+            }
+            process::wait_for_owner(&mirror.state_dir, LAST_WORDS);
+            Engine::open(mirror, target)
+        }
+        opened => opened,
+    };
+    opened.map(Arc::new)
 }
 
 /// Nothing that is created is to lose bits, and many descriptors may be needed.
@@ -325,6 +356,7 @@ fn mount_options(mirror: &Mirror) -> mount::Options {
         threads: None,
         no_open: serves_without_open(),
         flush_on_close: mirror.options.local == Local::Close,
+        flags: mirror.options.flags,
     }
 }
 

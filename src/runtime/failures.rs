@@ -108,7 +108,11 @@ pub fn mounting(error: &MountError) -> Failure {
         MountError::AlreadyMounted { .. } => (Exit::Busy, "`mirrorfs umount` it first"),
         MountError::Silent { .. } => (Exit::Busy, "end that process, then `umount -l` the mount"),
         MountError::Stale { .. } => (Exit::Busy, "`umount -l` it, then try again"),
-        MountError::Device { .. } => (Exit::Failure, "modprobe fuse"),
+        MountError::Device { source } if source.to_string().contains("ermission denied") => (
+            Exit::Failure,
+            "let its users open it (chmod 666 /dev/fuse, as udev does), or mount as root",
+        ),
+        MountError::Device { .. } => (Exit::Failure, "load the kernel's module: modprobe fuse"),
         MountError::AllowOther => (Exit::Failure, "ask root for that line, or mount as root"),
         MountError::Refused { .. } => (
             Exit::Failure,

@@ -10,6 +10,7 @@ mod failures;
 mod life;
 mod log;
 mod places;
+mod process;
 pub mod ready;
 pub mod registry;
 pub mod ship;

@@ -149,16 +149,37 @@ case_host_unreachable() {
 
 case_remote_missing() {
   host_up
-  expect 5 mirrorfs mount "${SSH[@]}" --remote-path /no/such/mirrorfs "$SOURCE" "$TARGET" "$MOUNT"
+  expect 5 mirrorfs mount "${SSH[@]:0:4}" --remote-path /no/such/mirrorfs "$SOURCE" "$TARGET" "$MOUNT"
   says_next '--remote-path'
+}
+
+# frame TEXT: what a replica answers that speaks no version of ours (docs/protocol.md): Refused,
+# Version, and the text.
+refusal_frame() {
+  local text=$1 message body
+  printf -v message '\\x01\\x00\\x%02x%s' "${#text}" "$text"
+  printf -v body '\\x00\\x%02x%s' $((${#text} + 3)) "$message"
+  printf "\\x$(printf %02x $((${#text} + 5)))\\x00\\x00\\x00"
+  # gzip ends with the checksum that a frame begins with.
+  printf "$body" | gzip -c | tail -c 8 | head -c 4
+  printf "$body"
 }
 
 case_remote_of_another_version() {
   host_up
-  printf '#!/bin/sh\necho "something else 9.0"\n' >"$SCRATCH/other"
+  refusal_frame "this mirrorfs 9.0 speaks only version 7" >"$SCRATCH/frame"
+  printf '#!/bin/sh\ncat %s/frame\nexec cat >/dev/null\n' "$SCRATCH" >"$SCRATCH/other"
   chmod +x "$SCRATCH/other"
-  expect 11 mirrorfs mount "${SSH[@]}" --remote-path "$SCRATCH/other" "$SOURCE" "$TARGET" "$MOUNT"
-  says_next version
+  expect 11 mirrorfs mount "${SSH[@]:0:4}" --remote-path "$SCRATCH/other" "$SOURCE" "$TARGET" "$MOUNT"
+  says_next 'version' 'mirrorfs 9.0'
+}
+
+case_remote_is_something_else() {
+  host_up
+  printf '#!/bin/sh\necho "Welcome to this host!"\nexec cat >/dev/null\n' >"$SCRATCH/other"
+  chmod +x "$SCRATCH/other"
+  expect 11 mirrorfs mount "${SSH[@]:0:4}" --remote-path "$SCRATCH/other" "$SOURCE" "$TARGET" "$MOUNT"
+  says_next 'is the other side mirrorfs'
 }
 
 # A small disk of its own at this path.
@@ -177,7 +198,7 @@ case_replica_disk_full() {
   echo first >"$MOUNT/first"
   drained "$MOUNT"
   head -c 100M /dev/urandom >"$MOUNT/large"
-  expect 9 mirrorfs drain "$MOUNT" --timeout 60s
+  expect 9 mirrorfs drain "$MOUNT" --timeout 20s
   says_next 'full|space'
   echo "goes on" >"$MOUNT/second"
   rm "$MOUNT/large"
@@ -252,7 +273,7 @@ case_stale_mount() {
   echo text >"$SOURCE/file"
   mirrorfs mount "$SOURCE" "$REPLICA"
   kill -KILL "$(daemon "$SOURCE")"
-  expect 1 ls "$SOURCE"
+  expect 1 stat "$SOURCE/file"
   mirrorfs mount "$SOURCE" "$REPLICA"
   echo more >>"$SOURCE/file"
   unmount "$SOURCE"

@@ -4,7 +4,7 @@
 # Starts the load and lets it run for a while.
 under_load() {
   : >"$SCRATCH/log"
-  busy "$MOUNT" "$SCRATCH/log" 2>/dev/null &
+  busy "$MOUNT" "$SCRATCH/log" &
   load=$!
   wait_until "the load runs" rounds "$SCRATCH/log" 200
 }
@@ -99,8 +99,7 @@ case_primary_gone() {
   local durable
   durable=$(tail -n 1 "$SCRATCH/log")
   mirrorfs wait "$MOUNT" --timeout "${PATIENCE}s"
-  kill -KILL "$(daemon "$MOUNT")"
-  kill -KILL "$(remote_process)" || true
+  kill_both_sides
   stop_load
   mirrorfs recover "$REPLICA"
   echo "$durable" >"$SCRATCH/log"

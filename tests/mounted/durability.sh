@@ -9,7 +9,7 @@ traced() {
   process=$(daemon "$MOUNT")
   strace -f -y -q -tt -s 0 -o "$file" -p "$process" \
     -e trace=write,pwrite64,pwritev,pwritev2,fsync,fdatasync,syncfs,sync_file_range,openat,openat2 \
-    2>"$SCRATCH/strace" &
+    2>"$SCRATCH/strace" 7>&- &
   tracer=$!
   wait_until "the tracer is attached" attached "$process"
   "$@"
@@ -29,18 +29,36 @@ flushes() {
   grep -cE "(fsync|fdatasync)\([0-9]+<[^>]*/source/$2>|syncfs\([0-9]+<[^>]*/source|pwritev2\([0-9]+<[^>]*/source/$2>.*RWF_D?SYNC" "$1" || true
 }
 
+# A program that has the file open and writes what it is told, one write a line. (A shell's own
+# redirection closes a copy of the descriptor after each command.)
+writer_starts() {
+  mkfifo "$SCRATCH/lines"
+  dd if="$SCRATCH/lines" of="$MOUNT/file" bs=64 status=none &
+  writer=$!
+  exec 7>"$SCRATCH/lines"
+  wait_until "it is open" test -e "$MOUNT/file"
+}
+
 small_writes() {
   local i
-  exec 7>"$MOUNT/file"
-  for i in 1 2 3 4 5; do echo "$i" >&7; done
+  for i in 1 2 3 4 5; do
+    echo "$i" >&7
+    wait_until "line $i is written" grep -qx "$i" "$SOURCE/file"
+  done
+}
+
+writer_ends() {
+  exec 7>&-
+  wait "$writer"
 }
 
 started() { mirrorfs mount "$@" "$SOURCE" "$REPLICA" "$MOUNT"; }
 
 case_local_always() {
   started --local always
+  writer_starts
   traced "$SCRATCH/trace" small_writes
-  exec 7>&-
+  writer_ends
   local count
   count=$(flushes "$SCRATCH/trace" file)
   if [ "$count" -lt 5 ]; then
@@ -50,15 +68,12 @@ case_local_always() {
   unmount "$MOUNT"
 }
 
-closing() {
-  small_writes
-  [ "$(flushes "$SCRATCH/trace" file)" = 0 ] || fail "it flushes before the close"
-  exec 7>&-
-}
-
 case_local_close() {
   started --local close
-  traced "$SCRATCH/trace" closing
+  writer_starts
+  traced "$SCRATCH/before" small_writes
+  [ "$(flushes "$SCRATCH/before" file)" = 0 ] || fail "it flushes before the close"
+  traced "$SCRATCH/trace" writer_ends
   [ "$(flushes "$SCRATCH/trace" file)" -ge 1 ] || fail "the close does not flush"
   unmount "$MOUNT"
 }
@@ -71,16 +86,18 @@ then_waiting() {
 
 case_local_interval() {
   started --local 500ms
+  writer_starts
   traced "$SCRATCH/trace" then_waiting
-  exec 7>&-
+  writer_ends
   unmount "$MOUNT"
 }
 
 # The file is indexed, so what reaches the disk now is not the hot set's doing.
 case_local_os() {
   started --local os
+  writer_starts
   traced "$SCRATCH/trace" small_writes
-  exec 7>&-
+  writer_ends
   # The replica is on the same file system: only the file itself counts.
   local count
   count=$(grep -cE "(fsync|fdatasync)\([0-9]+<[^>]*/source/file>" "$SCRATCH/trace" || true)
@@ -130,8 +147,7 @@ case_remote_durable() {
     fsyncs "file.$i"
     cp "$SOURCE/file.$i" "$SCRATCH/expected.$i"
   done
-  kill -KILL "$(daemon "$MOUNT")"
-  kill -KILL "$(remote_process)" || true
+  kill_both_sides
   mirrorfs recover "$REPLICA"
   for i in 1 2 3 4 5; do cmp "$SCRATCH/expected.$i" "$REPLICA/file.$i"; done
 }
@@ -196,8 +212,7 @@ case_wait() {
   mirrorfs mount "${SSH[@]}" "$SOURCE" "$TARGET" "$MOUNT"
   head -c 8M /dev/urandom >"$MOUNT/file"
   mirrorfs wait "$MOUNT" --timeout "${PATIENCE}s"
-  kill -KILL "$(daemon "$MOUNT")"
-  kill -KILL "$(remote_process)" || true
+  kill_both_sides
   mirrorfs recover "$REPLICA"
   cmp "$SOURCE/file" "$REPLICA/file"
 }

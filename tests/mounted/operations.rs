@@ -1,6 +1,6 @@
 //! What programs do with files, through the kernel; once with and once without OPEN requests.
 
-use super::stand::{Stand, can_mount};
+use super::stand::{Stand, can_mount, eventually};
 use mirrorfs::backing::Local;
 use mirrorfs::model::{Extent, FileId};
 use rustix::fs::{
@@ -316,6 +316,11 @@ fn a_large_directory_is_listed_once_each() {
             });
         assert_eq!(numbers.collect::<BTreeSet<_>>().len(), 3000);
         fs::remove_dir_all(point.join("d")).expect("a removal");
+        // Every lookup that was counted is given back, every handle is closed.
+        eventually("the kernel forgets", || {
+            let counters = stand.backing.counters();
+            counters.nodes <= 1 && counters.handles == 0
+        });
         assert!(
             fs::read_dir(stand.source())
                 .expect("the source")

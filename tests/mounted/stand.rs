@@ -87,6 +87,7 @@ impl Stand {
             threads: None,
             no_open,
             flush_on_close: local == Local::Close,
+            flags: mirrorfs::config::MountFlags::default(),
         };
         Stand {
             mounted: None,

@@ -15,6 +15,10 @@ use std::path::{Path, PathBuf};
 pub struct Place(Vec<u8>);
 
 impl Place {
+    pub fn new(names: &[u8]) -> Place {
+        Place(names.to_vec())
+    }
+
     fn path(&self) -> PathBuf {
         self.0
             .iter()

@@ -205,6 +205,42 @@ fn a_tree_that_was_renamed_into_sight_is_walked() {
     primary.settle();
 }
 
+#[test]
+fn another_file_system_in_the_tree_is_left_alone() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("SKIPPED: only root can mount one");
+    }
+    let mut primary = Primary::new();
+    let nested = primary.source().join("nested");
+    fs::create_dir(&nested).expect("a directory");
+    write(primary.source().join("beside"), "x");
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("nested", &nested, "tmpfs", flags, None).expect("a tmpfs");
+    write(nested.join("foreign"), "x");
+    primary.start();
+    primary.walk();
+    primary.ship();
+    let user = User(primary.backing());
+    user.act(&Action::Directory(super::actions::Place::new(&[0])));
+    let listed = primary
+        .backing()
+        .lookup(mirrorfs::model::FileId::ROOT, "nested".as_ref());
+    let inside = listed.and_then(|nested| primary.backing().lookup(nested.id, "foreign".as_ref()));
+    primary.walk();
+    primary.ship();
+    rustix::mount::unmount(&nested, rustix::mount::UnmountFlags::DETACH).expect("an unmount");
+    assert_eq!(inside.expect("it can be used").size, 1);
+    let mirrored: Vec<_> = primary.replica.tree().into_keys().collect();
+    assert!(
+        !mirrored.iter().any(|path| path.ends_with("foreign")),
+        "{mirrored:?}"
+    );
+    assert!(
+        mirrored.iter().any(|path| path.ends_with("beside")),
+        "{mirrored:?}"
+    );
+}
+
 // `PROPTEST_CASES` asks for more.
 fn config() -> ProptestConfig {
     let default = ProptestConfig::default();

@@ -171,6 +171,7 @@ impl Primary {
             return Vec::new();
         };
         let mut entries = Vec::new();
+        let consistent = mark.is_some_and(|mark| running.walker.holds(mark));
         let planned = running
             .planner
             .epoch(
@@ -197,7 +198,7 @@ impl Primary {
             parent: self.epoch,
             incarnation: Incarnation(1),
             sealed_at: Timestamp::default(),
-            consistent: mark.is_some(),
+            consistent,
             entries: entries.len() as u64,
             digest: [0; 32],
         };
@@ -206,6 +207,10 @@ impl Primary {
         running.journal.committed(sealed.epoch());
         running.planner.committed();
         self.replica.apply(&entries, &applied.gone);
+        if consistent {
+            // Nobody is at work while this is called.
+            self.check();
+        }
         entries
     }
 

@@ -1,6 +1,7 @@
 //! Walks, and the border of what is excluded.
 
-use super::rig::{Rig, nothing, plain_tree};
+use super::replica::{nothing, plain_tree};
+use super::rig::Rig;
 use crate::backing::{Local, SetAttr};
 use crate::model::FileId;
 use std::path::Path;
@@ -75,6 +76,50 @@ fn a_rename_in_is_a_creation_and_a_rename_out_a_removal() {
     rig.make("in/f", b"new").unwrap();
     rig.rename("in/f", "in/f.o", libc::RENAME_EXCHANGE).unwrap();
     rig.assert_equal(&outside);
+}
+
+#[test]
+fn what_comes_back_while_its_removal_is_on_its_way_is_told_again() {
+    for abandon in [false, true] {
+        let rig = excluding();
+        rig.mkdir("in/d").unwrap();
+        rig.mkdir("in/d/e").unwrap();
+        rig.make("in/d/e/f", b"f").unwrap();
+        rig.make("in/d/g", b"g").unwrap();
+        rig.assert_equal(&outside);
+        let held = rig.find("in/d/g").unwrap();
+        rig.rename("in/d", "out/d", 0).unwrap();
+        rig.unlink("out/d/e/f").unwrap();
+        rig.journal.seal(true).unwrap();
+        rig.rename("out/d", "in/h", 0).unwrap();
+        rig.rename("in/h/g", "in/h/i", 0).unwrap();
+        rig.walk_unwalked();
+        if abandon {
+            rig.journal.abandon();
+        } else {
+            assert!(rig.finish());
+        }
+        rig.assert_equal(&outside);
+        assert_eq!(rig.on("in/h/i", Ok).unwrap(), held);
+    }
+}
+
+#[test]
+fn a_directory_that_was_moved_while_unmounted_is_met_after_its_old_name_was_shipped() {
+    let rig = Rig::new();
+    rig.mkdir("a").unwrap();
+    rig.mkdir("a/b").unwrap();
+    rig.make("a/b/f", b"f").unwrap();
+    rig.assert_equal(&nothing);
+    std::fs::rename(rig.real.path().join("a"), rig.real.path().join("z")).unwrap();
+    let rig = rig.remount();
+    rig.backing.begin_walk();
+    let name = crate::model::Name::new("a").unwrap();
+    assert!(rig.backing.inspect(FileId::ROOT, &name).unwrap().is_none());
+    rig.journal.seal(false).unwrap();
+    rig.walk();
+    assert!(rig.finish());
+    rig.assert_equal(&nothing);
 }
 
 #[test]

@@ -4,5 +4,6 @@
 mod borders;
 mod names;
 mod random;
+mod replica;
 mod rig;
 mod users;

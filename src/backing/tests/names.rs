@@ -1,6 +1,7 @@
 //! Names, links, handles.
 
-use super::rig::{ME, Rig, nothing};
+use super::replica::nothing;
+use super::rig::{ME, Rig};
 use crate::backing::{HandleId, Local, SetAttr, WriteHow};
 use crate::model::{FileId, Name};
 use std::ffi::OsStr;

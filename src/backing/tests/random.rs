@@ -1,11 +1,12 @@
 //! Random operations, on the backing directory and on a plain one.
 
-use super::rig::{Rig, nothing, plain_tree};
-use crate::backing::{HandleId, SetAttr, WriteHow};
+use super::replica::{nothing, plain_tree};
+use super::rig::Rig;
+use crate::backing::{HandleId, Local, SetAttr, WriteHow};
 use crate::model::FileId;
 use proptest::prelude::*;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
@@ -30,6 +31,8 @@ enum Step {
     Hold(String),
     Release(usize),
     Ship,
+    Seal,
+    Abandon,
     Walk,
     Remount,
 }
@@ -64,6 +67,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => path().prop_map(Step::Hold),
         1 => any::<usize>().prop_map(Step::Release),
         3 => Just(Step::Ship),
+        3 => Just(Step::Seal),
+        1 => Just(Step::Abandon),
         1 => Just(Step::Walk),
         1 => Just(Step::Remount),
     ]
@@ -253,7 +258,13 @@ impl Both {
                 let id = self.held.swap_remove(number % self.held.len());
                 self.rig().forget(id);
             }
-            Step::Ship => drop(self.rig().ship()),
+            Step::Ship => {
+                let _ = self.rig().finish() || self.rig().ship();
+            }
+            Step::Seal if self.rig().journal.sealed().is_none() => {
+                self.rig().journal.seal(true);
+            }
+            Step::Abandon => self.rig().journal.abandon(),
             Step::Walk => self.rig().walk(),
             Step::Remount => {
                 self.let_go();
@@ -282,47 +293,82 @@ impl Both {
     }
 }
 
+/// Does the steps to both directories, and compares what they answer.
+fn run(rig: Rig, steps: &[Step]) -> Result<Both, TestCaseError> {
+    let plain = tempfile::tempdir().expect("a directory");
+    let mut both = Both {
+        rig: Some(rig),
+        plain,
+        open: Vec::new(),
+        held: Vec::new(),
+    };
+    for step in steps {
+        let (ours, theirs) = both.step(step);
+        let code = |result: &io::Result<()>| result.as_ref().err().map(|e| e.raw_os_error());
+        prop_assert_eq!(code(&ours), code(&theirs), "{:?}", step);
+        both.rest(step);
+    }
+    let same = plain_tree(both.plain.path(), &nothing);
+    prop_assert_eq!(both.rig().real_tree(&nothing), same);
+    Ok(both)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
     fn a_mount_is_like_a_plain_directory_and_its_replica_like_both(
         steps in prop::collection::vec(step(), 1..60),
     ) {
-        let plain = tempfile::tempdir().expect("a directory");
-        let rig = Some(Rig::new());
-        let mut both = Both { rig, plain, open: Vec::new(), held: Vec::new() };
-        for step in &steps {
-            let (ours, theirs) = both.step(step);
-            let code = |result: &io::Result<()>| result.as_ref().err().map(|e| e.raw_os_error());
-            prop_assert_eq!(code(&ours), code(&theirs), "{:?}", step);
-            both.rest(step);
-        }
-        let same = plain_tree(both.plain.path(), &nothing);
-        prop_assert_eq!(both.rig().real_tree(&nothing), same);
+        let mut both = run(Rig::new(), &steps)?;
         both.let_go();
         both.rig().walk();
         both.rig().assert_equal(&nothing);
     }
+
+    #[test]
+    fn what_is_excluded_is_all_that_is_missing(
+        steps in prop::collection::vec(step(), 1..60),
+    ) {
+        let rig = Rig::with(&["d", "/a/b", "c/a"], Local::Os, true);
+        rig.walk();
+        let mut both = run(rig, &steps)?;
+        if steps.iter().any(|step| matches!(step, Step::Remount)) {
+            both.rig().walk();
+        }
+        // No walk over everything: what came over the border is enough.
+        both.rig().walk_unwalked();
+        both.rig().assert_equal(&|path| {
+            path.iter().any(|part| part == "d") || path.starts_with("a/b") || path.starts_with("c/a")
+        });
+        both.let_go();
+    }
 }
 
-/// Threads that work while epochs are sealed, read and committed; the replica must then hold
-/// exactly what is there.
-#[test]
-fn work_goes_on_while_epochs_are_shipped() {
-    let rig = Rig::new();
+/// Threads that work while epochs are sealed, read and committed, and while a first walk meets
+/// what was there before; the replica must then hold exactly what is there.
+fn all_at_once(patterns: &[&str], skip: &dyn Fn(&Path) -> bool) {
+    let rig = Rig::with(patterns, Local::Os, false);
     for name in NAMES {
-        rig.mkdir(name).unwrap();
+        let directory = rig.real.path().join(name);
+        std::fs::create_dir(&directory).unwrap();
+        for number in 3..9 {
+            std::fs::write(directory.join(number.to_string()), [7; 9000]).unwrap();
+        }
     }
-    rig.walk();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let rig = &rig;
         let workers: Vec<_> = (0..3u64)
-            .map(|seed| {
-                let rig = &rig;
-                scope.spawn(move || work(rig, seed))
-            })
+            .map(|seed| scope.spawn(move || work(rig, seed)))
             .collect();
+        let walker = scope.spawn(|| {
+            rig.walk();
+            while !done.load(Ordering::Relaxed) {
+                rig.walk_unwalked();
+                std::thread::yield_now();
+            }
+        });
         let shipper = scope.spawn(|| {
             let mut shipped = 0;
             while !done.load(Ordering::Relaxed) {
@@ -330,15 +376,27 @@ fn work_goes_on_while_epochs_are_shipped() {
             }
             shipped
         });
-        for worker in workers {
-            worker.join().expect("no panic");
-        }
+        let worked: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
         done.store(true, Ordering::Relaxed);
+        worked
+            .into_iter()
+            .for_each(|worked| worked.expect("no panic"));
+        walker.join().expect("no panic");
         assert!(shipper.join().expect("no panic") > 0);
     });
-    rig.assert_equal(&nothing);
-    rig.drop_cache();
+    rig.walk_unwalked();
+    rig.assert_equal(skip);
     assert_eq!(rig.backing.counters().nodes, 1);
+}
+
+#[test]
+fn work_goes_on_while_epochs_are_shipped_and_a_walk_is_under_way() {
+    all_at_once(&[], &nothing);
+}
+
+#[test]
+fn the_border_is_crossed_while_epochs_are_shipped() {
+    all_at_once(&["d"], &|path| path.iter().any(|part| part == "d"));
 }
 
 /// Files of all threads meet in the same directories; errors of lost races are part of the game.
@@ -350,17 +408,20 @@ fn work(rig: &Rig, seed: u64) {
             .wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(state >> 33).expect("small") % below
     };
-    for _ in 0..1500 {
-        let path = format!("{}/{}", NAMES[random(4)], random(6));
-        let other = format!("{}/{}", NAMES[random(4)], random(6));
+    for _ in 0..400 {
+        let mut path = || match random(3) {
+            0 => format!("{}/{}/{}", NAMES[random(4)], random(3), random(3)),
+            _ => format!("{}/{}", NAMES[random(4)], random(9)),
+        };
+        let (path, other) = (path(), path());
         let byte = u8::try_from(random(256)).expect("a byte");
-        let result = match random(8) {
+        let result = match random(10) {
             0 => rig.make(&path, &[byte; 3000]).map(drop),
-            1 => rig.unlink(&path),
-            2 => rig.rename(&path, &other, 0),
-            3 => rig.link(&path, &other),
-            4 => rig.rename(&path, &other, libc::RENAME_EXCHANGE),
-            5 => {
+            1 => rig.unlink(&path).or_else(|_| rig.rmdir(&path)),
+            2 | 3 => rig.rename(&path, &other, 0),
+            4 => rig.link(&path, &other),
+            5 => rig.rename(&path, &other, libc::RENAME_EXCHANGE),
+            6 => {
                 let size = Some(random(100_000) as u64);
                 rig.set(
                     &path,
@@ -371,13 +432,23 @@ fn work(rig: &Rig, seed: u64) {
                 )
                 .map(drop)
             }
+            7 => rig.mkdir(&path).map(drop),
             _ => rig
                 .write(&path, random(100_000) as u64, &[byte; 2000])
                 .map(drop),
         };
         if let Err(error) = result {
             let code = error.raw_os_error();
-            let expected = [libc::ENOENT, libc::EEXIST, libc::ESTALE];
+            let expected = [
+                libc::ENOENT,
+                libc::EEXIST,
+                libc::ESTALE,
+                libc::EISDIR,
+                libc::ENOTDIR,
+                libc::ENOTEMPTY,
+                libc::EINVAL,
+                libc::EPERM,
+            ];
             assert!(
                 code.is_some_and(|code| expected.contains(&code)),
                 "{path} {other}: {error}"

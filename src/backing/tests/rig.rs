@@ -1,22 +1,22 @@
 //! A backing directory with its journal and index, and a replica in memory.
 
+use crate::backing::inspect::is_gone;
 use crate::backing::{Attr, Backing, Caller, HandleId, Kind, Local, Options, SetAttr, WriteHow};
 use crate::exclude::Exclude;
 use crate::journal::{self, Journal};
-use crate::model::{Commit, Entry, EpochId, Extent, FileId, Incarnation, Name, Object, Timestamp};
-use crate::records::{Durability, Records};
-use std::collections::{BTreeMap, HashMap};
+use crate::model::{EpochId, FileId};
+use crate::records::Records;
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 pub(super) struct Rig {
     pub(super) real: tempfile::TempDir,
-    _state: tempfile::TempDir,
+    state: tempfile::TempDir,
+    exclude: Exclude,
     pub(super) backing: Arc<Backing>,
     pub(super) journal: Arc<Journal>,
     pub(super) index: Records,
@@ -26,10 +26,6 @@ pub(super) struct Rig {
 }
 
 pub(super) const ME: Caller = Caller { uid: 0, gid: 0 };
-const WHEN: Duration = Duration::from_secs(20);
-
-/// What is at a path: kind and mode, and the content, target or number of entries.
-pub(super) type Tree = BTreeMap<PathBuf, (u32, Vec<u8>)>;
 
 impl Rig {
     pub(super) fn new() -> Rig {
@@ -42,19 +38,14 @@ impl Rig {
         let index = Records::create(&state.path().join("index")).expect("records");
         let patterns: Vec<String> = patterns.iter().map(|&p| p.to_owned()).collect();
         let exclude = Exclude::new(&patterns, &[]).expect("patterns");
-        let options = |real: &Path| Options {
-            root: File::open(real).expect("open").into(),
-            local,
-            exclude,
-            privileged: rustix::process::geteuid().is_root(),
-            hold_unlinked,
-        };
         let journal = journal(state.path(), &index, 1, FileId::FIRST);
-        let backing = Backing::open(options(real.path()), Arc::clone(&journal), index.clone());
+        let options = options(real.path(), &exclude, local, hold_unlinked);
+        let backing = Backing::open(options, Arc::clone(&journal), index.clone());
         Rig {
             backing: backing.expect("opened"),
             real,
-            _state: state,
+            state,
+            exclude,
             journal,
             index,
             contents: Default::default(),
@@ -66,14 +57,8 @@ impl Rig {
     pub(super) fn remount(self) -> Rig {
         let state = self.index.state().expect("state");
         let next = FileId(state.highest_id.0.max(1 << 20) + 1);
-        let journal = journal(self._state.path(), &self.index, state.epoch.0 + 1, next);
-        let options = Options {
-            root: File::open(self.real.path()).expect("open").into(),
-            local: Local::Os,
-            exclude: Exclude::none(),
-            privileged: rustix::process::geteuid().is_root(),
-            hold_unlinked: false,
-        };
+        let journal = journal(self.state.path(), &self.index, state.epoch.0 + 1, next);
+        let options = options(self.real.path(), &self.exclude, Local::Os, false);
         let backing = Backing::open(options, Arc::clone(&journal), self.index.clone());
         Rig {
             backing: backing.expect("opened"),
@@ -241,7 +226,10 @@ impl Rig {
         };
         let mut names = Vec::new();
         loop {
-            let some = listing.next(3).expect("listed");
+            let some = match listing.next(3) {
+                Err(error) if is_gone(&error) => return,
+                some => some.expect("listed"),
+            };
             if some.is_empty() {
                 break;
             }
@@ -255,7 +243,11 @@ impl Rig {
         names.sort();
         names.dedup();
         for name in names {
-            let inspected = self.backing.inspect(directory, &name).expect("inspected");
+            let inspected = match self.backing.inspect(directory, &name) {
+                // Moved just now; it comes again as unwalked.
+                Err(error) if is_gone(&error) => continue,
+                inspected => inspected.expect("inspected"),
+            };
             if let Some(found) = inspected
                 && found.is_directory
             {
@@ -263,203 +255,15 @@ impl Rig {
             }
         }
     }
+}
 
-    /// The real tree; `skip`: what is excluded.
-    pub(super) fn real_tree(&self, skip: &dyn Fn(&Path) -> bool) -> Tree {
-        plain_tree(self.real.path(), skip)
-    }
-
-    /// The tree that the known names make, with real states.
-    pub(super) fn known_tree(&self) -> Tree {
-        let mut tree = Tree::new();
-        let mut todo = vec![(FileId::ROOT, PathBuf::new())];
-        while let Some((directory, path)) = todo.pop() {
-            for (name, id) in self
-                .journal
-                .known_children(directory, None, usize::MAX)
-                .expect("known")
-            {
-                let path = path.join(name.as_os_str());
-                let snapshot = self
-                    .backing
-                    .snapshot(id)
-                    .unwrap_or_else(|e| panic!("{path:?}: {e}"));
-                let content = || {
-                    let file = self.backing.open_object(id).expect("opened");
-                    let mut bytes = vec![0; snapshot.object.size as usize];
-                    file.read_exact_at(&mut bytes, 0).expect("read");
-                    bytes
-                };
-                if snapshot.object.fixed.is_directory() {
-                    todo.push((id, path.clone()));
-                }
-                let state = state_of(&snapshot.object, content);
-                tree.insert(path, state);
-            }
-        }
-        tree
-    }
-
-    /// The tree that the replica holds.
-    pub(super) fn replica_tree(&self) -> Tree {
-        let contents = self.contents.lock();
-        let mut tree = Tree::new();
-        let mut todo = vec![(FileId::ROOT, PathBuf::new())];
-        while let Some((directory, path)) = todo.pop() {
-            for (name, id) in self
-                .index
-                .children(directory, None, usize::MAX)
-                .expect("index")
-            {
-                let path = path.join(name.as_os_str());
-                let record = self
-                    .index
-                    .object(id)
-                    .expect("index")
-                    .expect("bound to an object");
-                if record.object.fixed.is_directory() {
-                    todo.push((id, path.clone()));
-                }
-                let content = || contents.get(&id).cloned().unwrap_or_default();
-                tree.insert(path, state_of(&record.object, content));
-            }
-        }
-        tree
-    }
-
-    /// Seals, plans, ships and commits; false if nothing was to be done, or it was lost.
-    pub(super) fn ship(&self) -> bool {
-        let Some(sealed) = self.journal.seal(true) else {
-            return false;
-        };
-        let mut change = self.index.begin().expect("a change");
-        let mut contents = self.contents.lock().clone();
-        for id in sealed.objects() {
-            if self.plan(&sealed, id, &mut contents, &mut change).is_none() && sealed.is_abandoned()
-            {
-                self.journal.abandon();
-                return false;
-            }
-        }
-        if !sealed.finish_reading() {
-            self.journal.abandon();
-            return false;
-        }
-        for (parent, name, object) in sealed.bindings() {
-            change
-                .entry(&Entry::Binding {
-                    parent,
-                    name,
-                    object,
-                })
-                .expect("an entry");
-        }
-        let commit = Commit {
-            epoch: sealed.epoch(),
-            parent: self.index.state().expect("state").epoch,
-            incarnation: Incarnation(1),
-            sealed_at: Timestamp::default(),
-            consistent: true,
-            entries: 0,
-            digest: [0; 32],
-        };
-        let applied = change.commit(&commit, Durability::None).expect("committed");
-        applied.gone.iter().for_each(|id| drop(contents.remove(id)));
-        *self.contents.lock() = contents;
-        self.journal.committed(sealed.epoch());
-        true
-    }
-
-    fn plan(
-        &self,
-        sealed: &journal::Sealed,
-        id: FileId,
-        contents: &mut HashMap<FileId, Vec<u8>>,
-        change: &mut crate::records::Change,
-    ) -> Option<()> {
-        if sealed.is_orphan(id).expect("links") {
-            return None;
-        }
-        let now = self.backing.snapshot(id);
-        let snapshot = match (sealed.saved_stat(id), now) {
-            (Some(saved), _) => saved,
-            (None, Ok(now)) => now,
-            (None, Err(error)) => {
-                // Below a directory that is gone.
-                assert!(super::super::inspect::is_gone(&error), "{error}");
-                return None;
-            }
-        };
-        let view = sealed.change(id)?;
-        change
-            .entry(&Entry::Object {
-                id,
-                object: snapshot.object.clone(),
-            })
-            .expect("an entry");
-        change.stamp(id, snapshot.stamp).expect("a stamp");
-        if snapshot.object.fixed.is_file() {
-            let content = contents.entry(id).or_default();
-            let size = usize::try_from(snapshot.object.size).expect("small");
-            content.resize(size, 0);
-            for extent in view.dirty {
-                let extent = extent.intersection(Extent::new(0, size as u64));
-                if extent.is_empty() {
-                    continue;
-                }
-                let mut bytes = vec![0; usize::try_from(extent.length).expect("small")];
-                let file = self
-                    .backing
-                    .open_object(id)
-                    .ok()
-                    .or_else(|| sealed.saved_descriptor(id));
-                super::super::files::read_full(&file?, extent.offset, &mut bytes).expect("read");
-                sealed.patch_saved(id, extent, &mut bytes).expect("patched");
-                let start = usize::try_from(extent.offset).expect("small");
-                content[start..start + bytes.len()].copy_from_slice(&bytes);
-            }
-        }
-        Some(())
-    }
-
-    /// Real tree = known tree = replica, after everything was shipped.
-    pub(super) fn assert_equal(&self, skip: &dyn Fn(&Path) -> bool) {
-        let real = self.real_tree(skip);
-        assert_eq!(self.known_tree(), real, "known and real tree");
-        let deadline = Instant::now() + WHEN;
-        while self.journal.pressure().operations > 0 {
-            assert!(Instant::now() < deadline);
-            self.ship();
-        }
-        assert_eq!(self.replica_tree(), real, "replica and real tree");
-        self.assert_hard_links(skip);
-    }
-
-    /// Names with one inode have one id, others different ones.
-    fn assert_hard_links(&self, skip: &dyn Fn(&Path) -> bool) {
-        use std::os::unix::fs::MetadataExt;
-        let mut of_inode = HashMap::new();
-        let mut of_id = HashMap::new();
-        for path in self.real_tree(skip).into_keys() {
-            let inode = self
-                .real
-                .path()
-                .join(&path)
-                .symlink_metadata()
-                .expect("there")
-                .ino();
-            let mut id = FileId::ROOT;
-            for part in &path {
-                let name = Name::try_from(part).expect("a name");
-                id = self
-                    .journal
-                    .known_child(id, &name)
-                    .expect("index")
-                    .expect("known");
-            }
-            assert_eq!(*of_inode.entry(inode).or_insert(id), id, "{path:?}");
-            assert_eq!(*of_id.entry(id).or_insert(inode), inode, "{path:?}");
-        }
+fn options(real: &Path, exclude: &Exclude, local: Local, hold_unlinked: bool) -> Options {
+    Options {
+        root: File::open(real).expect("open").into(),
+        local,
+        exclude: exclude.clone(),
+        privileged: rustix::process::geteuid().is_root(),
+        hold_unlinked,
     }
 }
 
@@ -471,49 +275,4 @@ fn journal(state: &Path, index: &Records, epoch: u64, next_id: FileId) -> Arc<Jo
         reserve: Arc::new(|_| Ok(())),
     };
     Arc::new(Journal::open(options, index.clone()).expect("a journal").0)
-}
-
-fn state_of(object: &Object, content: impl FnOnce() -> Vec<u8>) -> (u32, Vec<u8>) {
-    use crate::model::Fixed;
-    let mode = object.fixed.type_bits() | object.attributes.mode;
-    let mut what = match &object.fixed {
-        Fixed::File => content(),
-        Fixed::Symlink(target) => target.to_vec(),
-        _ => Vec::new(),
-    };
-    for (name, value) in &object.xattrs {
-        what.extend([&b"\0xattr "[..], name, b"=", value].concat());
-    }
-    (mode, what)
-}
-
-/// A tree as it is on the disk.
-pub(super) fn plain_tree(root: &Path, skip: &dyn Fn(&Path) -> bool) -> Tree {
-    use crate::disk::{Place, look_fully};
-    use std::os::fd::AsFd;
-    let mut tree = Tree::new();
-    let mut todo = vec![root.to_owned()];
-    while let Some(directory) = todo.pop() {
-        for entry in std::fs::read_dir(&directory).expect("read") {
-            let entry = entry.expect("an entry");
-            let path = entry.path();
-            let relative = path.strip_prefix(root).expect("below").to_owned();
-            if skip(&relative) {
-                continue;
-            }
-            let opened = File::open(&directory).expect("open");
-            let snapshot =
-                look_fully(Place::Entry(opened.as_fd(), &entry.file_name())).expect("look");
-            if snapshot.object.fixed.is_directory() {
-                todo.push(path.clone());
-            }
-            let content = || std::fs::read(&path).expect("read");
-            tree.insert(relative, state_of(&snapshot.object, content));
-        }
-    }
-    tree
-}
-
-pub(super) fn nothing(_: &Path) -> bool {
-    false
 }

@@ -1,7 +1,8 @@
 //! As root, for all users: what is created is as if they had created it themselves. Each case is
 //! done by a real process of that user in a plain directory, too.
 
-use super::rig::{Rig, Tree, nothing, plain_tree};
+use super::replica::{Tree, nothing, plain_tree};
+use super::rig::Rig;
 use crate::backing::{Caller, SetAttr, WriteHow};
 use crate::model::FileId;
 use std::ffi::OsStr;

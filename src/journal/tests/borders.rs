@@ -5,7 +5,7 @@ use super::name;
 use super::tree::HIDDEN;
 use super::world::World;
 use crate::journal::Limits;
-use crate::model::{Extent, FileId, Fixed, Name};
+use crate::model::{Extent, FileId, Fixed, Name, Stamp};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
@@ -111,7 +111,7 @@ impl World {
         }
         self.tree.touch(directory, time);
         if !self.journal.is_reachable(id).expect("index") {
-            operation.discovered(id, self.size(id));
+            operation.discovered(id, &Stamp::default(), self.size(id));
         }
         operation.bind(directory, new_name, id);
         drop(operation);
@@ -142,7 +142,7 @@ impl World {
             if self.journal.is_reachable(id).expect("index") {
                 operation.compare(id, size);
             } else {
-                operation.discovered(id, size);
+                operation.discovered(id, &Stamp::default(), size);
             }
             if self.journal.known_child(directory, &name).expect("index") != Some(id) {
                 operation

@@ -333,7 +333,7 @@ impl World {
         });
         self.tree.names.lock().insert((directory, name.clone()), id);
         let operation = self.journal.begin();
-        operation.discovered(id, size);
+        operation.discovered(id, &Stamp::default(), size);
         operation.bind(directory, name, id);
     }
 

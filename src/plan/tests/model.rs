@@ -157,6 +157,15 @@ impl Index for Model {
         Ok(self.names.get(&(parent, name.clone())).copied())
     }
 
+    fn children(&self, parent: FileId, max: usize) -> Result<Vec<(Name, FileId)>, PlanError> {
+        let within = self
+            .names
+            .iter()
+            .filter(|((directory, _), _)| *directory == parent);
+        let named = within.map(|((_, name), object)| (name.clone(), *object));
+        Ok(named.take(max).collect())
+    }
+
     fn links(&self, id: FileId, max: usize) -> Result<Vec<(FileId, Name)>, PlanError> {
         let named = self.names.iter().filter(|(_, object)| **object == id);
         Ok(named.map(|(key, _)| key.clone()).take(max).collect())

@@ -3,12 +3,14 @@
 use super::driver::{End, ROOTS_MAX};
 use super::session::{Committing, Session};
 use super::{FailureKind, Suspicion};
-use crate::limits::{PART_OBJECTS, SAVED_DISK_BYTES_MAX, SEAL_BYTES_MAX};
+use crate::journal::Pressure;
+use crate::limits::{PART_OBJECTS, SAVED_DISK_BYTES_MAX, SEAL_AGE_MAX, SEAL_BYTES_MAX, SEAL_QUIET};
 use crate::model::{Commit, EpochId, Extent, FileId, RootHash, Timestamp};
 use crate::plan::{Against, Emit, PlanError, Planner};
 use crate::records::Durability;
 use crate::wire::ToReplica;
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
 
 /// How many bytes are taken for one round of staging.
 const STAGE_ROUND_BYTES: u64 = 8 * 1024 * 1024;
@@ -47,6 +49,9 @@ impl Session<'_> {
             return self.stage_round().map(|()| true);
         }
         if !self.walking() {
+            if self.is_restless(&pressure) {
+                return Ok(false);
+            }
             return self.seal(true).map(|()| true);
         }
         let first_sync = !self.driver.shared.status.lock().consistent;
@@ -58,6 +63,26 @@ impl Session<'_> {
             return self.seal(false).map(|()| true);
         }
         Ok(false)
+    }
+
+    /// Changes keep coming, and nobody waits for them: the seal is put off, a little. Says until
+    /// when to rest.
+    fn is_restless(&mut self, pressure: &Pressure) -> bool {
+        let now = Instant::now();
+        if self.seen_operations != pressure.operations {
+            self.seen_operations = pressure.operations;
+            self.quiet_since = now;
+        }
+        let shared = &self.driver.shared;
+        let waited_for = shared.drains.load(Ordering::SeqCst) > 0
+            || shared.pressed.swap(false, Ordering::SeqCst);
+        let quiet_at = self.quiet_since + SEAL_QUIET;
+        let until = match pressure.oldest_open {
+            Some(oldest) => quiet_at.min(oldest + SEAL_AGE_MAX),
+            None => quiet_at,
+        };
+        self.rest_until = (now < until && !waited_for).then_some(until);
+        self.rest_until.is_some()
     }
 
     fn walking(&self) -> bool {
@@ -263,19 +288,22 @@ impl Session<'_> {
         self.apply_manifest(committing.epoch)?;
         let options = &self.driver.options;
         options.index.set_stamps(&committing.stamps)?;
-        if let Some((sealed, generation)) = committing.sealed {
-            options.journal.committed(sealed);
-            self.driver.shared.received.send_replace(generation);
-        }
-        self.driver.planner.committed();
-        self.manifest = options.state.manifest()?;
-        self.driver.stage = Some((self.session, 0));
-        self.staged_bytes = 0;
+        // The marks before the journal: whoever finds its changes committed must not take what
+        // was applied before them for all there is.
         self.driver.shared.update(|status| {
             status.consistent = committing.consistent;
             status.last_durable = Some(SystemTime::now());
         });
         self.told();
+        if let Some((sealed, generation)) = committing.sealed {
+            options.journal.committed(sealed);
+            self.driver.shared.received.send_replace(generation);
+        }
+        self.driver.shared.told();
+        self.driver.planner.committed();
+        self.manifest = options.state.manifest()?;
+        self.driver.stage = Some((self.session, 0));
+        self.staged_bytes = 0;
         Ok(())
     }
 

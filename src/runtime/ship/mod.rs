@@ -173,6 +173,8 @@ pub(crate) struct Shared {
     fetching: AtomicBool,
     walk: Walked,
     drains: AtomicUsize,
+    // somebody waits for what is in the open epoch
+    pressed: AtomicBool,
     stop: AtomicBool,
     retry: AtomicBool,
     bytes: Arc<AtomicU64>,
@@ -222,6 +224,7 @@ impl Shipper {
             fetching: AtomicBool::new(false),
             walk: options.walk.clone(),
             drains: AtomicUsize::new(0),
+            pressed: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             retry: AtomicBool::new(false),
             bytes: Arc::new(AtomicU64::new(0)),
@@ -272,6 +275,13 @@ impl Shipper {
     #[must_use]
     pub fn news(&self) -> watch::Receiver<u64> {
         self.shared.news.subscribe()
+    }
+
+    /// Somebody waits until what was changed so far is at the replica: the open epoch is sealed as
+    /// soon as it can be.
+    pub fn press(&self) {
+        self.shared.pressed.store(true, Ordering::SeqCst);
+        self.shared.wake.notify_one();
     }
 
     /// Somebody more waits for the end (`true`), or somebody less: while there is one, the

@@ -40,6 +40,11 @@ pub(super) struct Session<'a> {
     /// Staging makes no headway: seal whatever is dirty.
     pub(super) seal_now: bool,
     pub(super) committing: Option<Committing>,
+    /// How many changes the open epoch had when it was last looked at, and since when.
+    pub(super) seen_operations: u64,
+    pub(super) quiet_since: Instant,
+    /// When there is something to do again though nothing happens.
+    pub(super) rest_until: Option<Instant>,
     last_sent: Instant,
     apply_asked: bool,
 }
@@ -76,6 +81,9 @@ impl<'a> Session<'a> {
             staged_bytes: 0,
             seal_now: false,
             committing: None,
+            seen_operations: 0,
+            quiet_since: Instant::now(),
+            rest_until: None,
             last_sent: Instant::now(),
             apply_asked: false,
         };
@@ -207,7 +215,10 @@ impl<'a> Session<'a> {
             self.send(&ToReplica::Ping(0), None)?;
             self.flush()?;
         }
-        let patience = HEARTBEAT_INTERVAL.saturating_sub(self.last_sent.elapsed());
+        let mut patience = HEARTBEAT_INTERVAL.saturating_sub(self.last_sent.elapsed());
+        if let Some(until) = self.rest_until.take() {
+            patience = patience.min(until.saturating_duration_since(Instant::now()));
+        }
         let notifier = self.driver.options.journal.notifier();
         let connection = &mut self.connection;
         let shared = &self.driver.shared;

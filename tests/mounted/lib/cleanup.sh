@@ -44,6 +44,14 @@ clean_case() {
   rm -rf --one-file-system "$scratch"
 }
 
+# Who is still there, and what they wait for.
+collect_processes() {
+  local pid
+  for pid in $(case_processes "$1"); do
+    ps -o pid=,stat=,wchan:24=,args= -p "$pid" | cut -c1-160
+  done
+}
+
 # What the daemons and the hosts of a case said.
 collect_logs() {
   local log

@@ -33,6 +33,7 @@ MaxStartups 100
 CONFIG
   nsenter --net="/run/netns/$NAMESPACE" /usr/sbin/sshd -f "$SCRATCH/sshd/config" \
     -E "$SCRATCH/sshd/sshd.log"
+  wait_until "sshd listens" bash -c "exec 3<>/dev/tcp/$HOST/22"
   TARGET=root@$HOST:$REPLICA
   SSH=(--identity "$SCRATCH/sshd/key" --known-hosts "$SCRATCH/sshd/known_hosts"
     --remote-path "$MIRRORFS")
@@ -42,12 +43,23 @@ CONFIG
 remote_process() {
   local pid
   for pid in $(ip netns pids "$NAMESPACE"); do
-    if tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q "^[^ ]*mirrorfs serve"; then
+    # The shell that starts it has the same words in one argument.
+    if { tr '\0' '\n' <"/proc/$pid/cmdline"; } 2>/dev/null | sed -n 2p | grep -qx serve; then
       echo "$pid"
       return 0
     fi
   done
   return 1
+}
+
+remote_gone() { ! remote_process >/dev/null; }
+
+# Both sides at once.
+kill_both_sides() {
+  local remote
+  remote=$(remote_process) || remote=
+  kill -KILL "$(daemon "$MOUNT")" ${remote:+"$remote"}
+  wait_until "the remote side is gone" remote_gone
 }
 
 # Swallows everything, silently, as a cable does.

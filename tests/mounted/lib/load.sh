@@ -154,17 +154,20 @@ everyday_work() {
 busy() {
   local round=0
   mkdir -p "$1/busy"
-  while :; do
-    round=$((round + 1))
-    { echo "$round"; head -c $((RANDOM * 8)) /dev/urandom; } >"$1/busy/new" || return 0
-    sync "$1/busy/new" 2>/dev/null || return 0
-    mv "$1/busy/new" "$1/busy/$((round % 300))" || return 0
-    sync "$1/busy" 2>/dev/null || return 0
-    echo "$round" >>"$2"
-    printf '%s' "$round" | dd of="$1/busy/large" bs=1 seek=$((RANDOM * 1000)) conv=notrunc \
-      status=none || return 0
-    [ $((round % 50)) != 0 ] || { mkdir -p "$1/busy/d.$round" && mv "$1"/busy/1* "$1/busy/d.$round/" || return 0; }
-  done
+  while busy_round "$1/busy" "$2" $((round += 1)); do :; done
+  echo "the load ended in round $round"
+}
+
+busy_round() {
+  { echo "$3"; head -c $((RANDOM * 8)) /dev/urandom; } >"$1/new" &&
+    sync "$1/new" &&
+    mv "$1/new" "$1/$(($3 % 300))" &&
+    sync "$1" &&
+    echo "$3" >>"$2" &&
+    printf '%s' "$3" | dd of="$1/large" bs=1 seek=$((RANDOM * 1000)) conv=notrunc status=none &&
+    if [ $(($3 % 50)) = 0 ]; then
+      rm -rf "$1/moved.$3" && mkdir -p "$1/d.$3" && mv "$1/$(($3 % 300))" "$1/d.$3/" && mv "$1/d.$3" "$1/moved.$3"
+    fi
 }
 
 rounds() { [ "$(wc -l <"$1" 2>/dev/null || echo 0)" -ge "$2" ]; }
