@@ -148,6 +148,18 @@ pub const BACKGROUND_REQUESTS_MAX: u16 = 128;
 /// a whole number of blocks of every file system that can share them.
 pub const COPY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
+/// How many names of one object the table of nodes remembers; the known tree has the others.
+pub const NODE_PLACES_MAX: usize = 16;
+
+/// How many removed objects that the kernel still knows are held by a descriptor.
+pub const KEPT_DESCRIPTORS_MAX: usize = 1024;
+
+/// How many directories wait to be walked before the whole tree does.
+pub const UNWALKED_MAX: usize = 64 * 1024;
+
+/// How many changed objects wait for their own sync before the whole file system is synced.
+pub const PENDING_SYNCS_MAX: usize = 1024;
+
 /// Bytes that the sender may have in flight without an answer of the replica.
 pub const WINDOW_BYTES: u64 = 32 * 1024 * 1024;
 

@@ -7,6 +7,7 @@
 use super::inspect::is_gone;
 use super::types::{HandleId, Local};
 use super::{Backing, errno};
+use crate::limits::PENDING_SYNCS_MAX;
 use crate::model::FileId;
 use dashmap::DashMap;
 use parking_lot::{Condvar, Mutex};
@@ -16,9 +17,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-
-/// How many objects wait for their own sync before the whole file system is synced instead.
-const PENDING_MAX: usize = 1024;
 
 #[derive(Default)]
 struct Pending {
@@ -77,7 +75,7 @@ impl Durability {
             return;
         }
         let mut pending = self.pending.lock();
-        if pending.objects.len() < PENDING_MAX {
+        if pending.objects.len() < PENDING_SYNCS_MAX {
             pending.objects.insert(id);
         } else if !pending.objects.contains(&id) {
             pending.everything = true;

@@ -10,6 +10,7 @@ use super::seen::Seen;
 use super::types::Inspected;
 use super::{ATTEMPTS_MAX, Backing, broken, errno};
 use crate::journal::Operation;
+use crate::limits::UNWALKED_MAX;
 use crate::model::{FileId, Name, RESERVED_NAME};
 use parking_lot::Mutex;
 use std::collections::HashSet;
@@ -17,9 +18,6 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;
-
-/// How many directories wait for a walk before the whole tree does.
-const UNWALKED_MAX: usize = 64 * 1024;
 
 /// Directories that came into the known tree without what is in them.
 #[derive(Default)]

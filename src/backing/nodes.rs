@@ -7,6 +7,7 @@
 
 use super::seen::Seen;
 use super::types::{HandleId, Kind};
+use crate::limits::{KEPT_DESCRIPTORS_MAX, NODE_PLACES_MAX};
 use crate::model::{FileId, Name, Timestamp};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -16,12 +17,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A name in a directory.
 pub(super) type Place = (FileId, Name);
-
-/// How many names of one object are remembered; the others are found by the known tree.
-const PLACES_MAX: usize = 16;
-
-/// How many removed objects that the kernel still knows are held by a descriptor.
-const KEPT_MAX: usize = 1024;
 
 struct Node {
     lookups: u64,
@@ -200,7 +195,7 @@ impl Nodes {
 
     /// Holds a removed object until the kernel forgets it. Call before the removal.
     pub(super) fn keep(&self, id: FileId, descriptor: Arc<OwnedFd>) {
-        if self.kept.load(Ordering::Relaxed) >= KEPT_MAX {
+        if self.kept.load(Ordering::Relaxed) >= KEPT_DESCRIPTORS_MAX {
             return;
         }
         if let Some(mut node) = self.nodes.get_mut(&id)
@@ -316,7 +311,7 @@ impl Node {
         if let Some(before) = self.place.replace(place.clone())
             && self.kind != Kind::Directory
         {
-            if self.others.len() >= PLACES_MAX {
+            if self.others.len() >= NODE_PLACES_MAX {
                 self.others.remove(0);
             }
             self.others.push(before);

@@ -3,13 +3,10 @@
 use super::attributes::between;
 use super::types::HandleId;
 use super::{Backing, broken, errno};
+use crate::limits::COPY_BYTES_MAX;
 use crate::model::{Extent, FileId};
 use rustix::fs::{FallocateFlags, SeekFrom};
 use std::io;
-
-/// The most that one call copies, so that no lock is held for longer than a file system needs for
-/// it, and what has to be preserved stays bounded.
-const COPY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 impl Backing {
     /// Allocates, punches or zeroes a range.

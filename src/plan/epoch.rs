@@ -85,8 +85,11 @@ impl Planner {
     ) -> Result<(), PlanError> {
         let now = disk::coarse_now();
         let is_new = change.new || known.is_none();
-        let mut snapshot = epoch.snapshot(id, is_new || change.xattrs)?;
-        if let Some(known) = known.as_ref().filter(|_| !is_new && !change.xattrs) {
+        // A write takes a file's capabilities away, and nobody says so.
+        let capable = |known: &Object| known.xattrs.contains_key(&b"security.capability"[..]);
+        let fully = is_new || change.xattrs || known.as_ref().is_some_and(capable);
+        let mut snapshot = epoch.snapshot(id, fully)?;
+        if let Some(known) = known.as_ref().filter(|_| !fully) {
             snapshot.object.xattrs.clone_from(&known.xattrs);
         }
         let mut emitted = 0;

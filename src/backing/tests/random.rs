@@ -259,9 +259,7 @@ impl Both {
                 self.rig().forget(id);
             }
             Step::Ship => {
-                if !self.rig().finish() {
-                    self.rig().ship();
-                }
+                let _ = self.rig().finish() || self.rig().ship();
             }
             Step::Seal if self.rig().journal.sealed().is_none() => {
                 self.rig().journal.seal(true);
