@@ -30,12 +30,24 @@ impl Remote {
 
 impl Connect for Remote {
     fn connect(&self, closer: &Closer) -> transport::Result<Link> {
+        private_umask();
         match self.terminal.load(Ordering::SeqCst) {
             true => self
                 .connector
                 .connect(&Terminal::from_environment(), closer),
             false => self.connector.connect(&Never, closer),
         }
+    }
+}
+
+/// The process has no umask, so that the mount creates what it is told to. The thread that connects
+/// has one of its own: it, and the user's own ssh program, may write to `~/.ssh`.
+fn private_umask() {
+    // SAFETY: unsharing the working directory, root and umask of the calling thread touches no
+    // descriptor and no memory; nothing in the process relies on threads sharing them.
+    let alone = unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) };
+    if alone.is_ok() {
+        rustix::process::umask(rustix::fs::Mode::from(0o077));
     }
 }
 

@@ -13,6 +13,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// The description of a mirror in its state directory.
@@ -75,24 +76,36 @@ pub fn write(directory: impl AsFd, mirror: &Mirror) -> io::Result<()> {
 /// cannot be written they need `--state-dir`.
 pub fn announce(state_dir: &Path) {
     let Some(root) = default_root() else { return };
+    if let Err(error) = announce_in(&root, state_dir) {
+        let root = root.display();
+        tracing::warn!(%error, %root, "commands will need --state-dir to find this mirror");
+    }
+}
+
+fn announce_in(root: &Path, state_dir: &Path) -> io::Result<()> {
     let (Some(name), Some(parent)) = (state_dir.file_name(), state_dir.parent()) else {
-        return;
+        return Ok(());
     };
-    if parent.canonicalize().ok() == root.canonicalize().ok() && parent.exists() {
-        return;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(root)?;
+    if parent.canonicalize()? == root.canonicalize()? {
+        return Ok(());
+    }
+    // Links of mirrors whose state is gone.
+    for entry in std::fs::read_dir(root)?.flatten().map(|entry| entry.path()) {
+        if entry.is_symlink() && matches!(entry.try_exists(), Ok(false)) {
+            let _ = std::fs::remove_file(entry);
+        }
     }
     let link = root.join(name);
-    let made = std::fs::create_dir_all(&root).and_then(|()| match std::fs::read_link(&link) {
-        Ok(target) if target == state_dir => Ok(()),
-        Ok(_) => {
-            std::fs::remove_file(&link).and_then(|()| std::os::unix::fs::symlink(state_dir, &link))
-        }
-        Err(_) => std::os::unix::fs::symlink(state_dir, &link),
-    });
-    if let Err(error) = made {
-        let link = link.display();
-        tracing::warn!(%error, %link, "commands will need --state-dir to find this mirror");
+    match std::fs::read_link(&link) {
+        Ok(target) if target == state_dir => return Ok(()),
+        Ok(_) => std::fs::remove_file(&link)?,
+        Err(_) => {}
     }
+    std::os::unix::fs::symlink(state_dir, link)
 }
 
 /// The mirrors of this user.
@@ -102,28 +115,19 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Reads the descriptions in `root` (and in the default root). What cannot be read is left
-    /// out: it is no mirror of this user, or not one any more.
+    /// Reads the descriptions in `root`, or in the default root. What cannot be read is left out:
+    /// it is no mirror of this user, or not one any more.
     #[must_use]
     pub fn read(root: Option<&Path>) -> Registry {
-        let mut mirrors: Vec<Mirror> = Vec::new();
-        let roots = root.map(Path::to_owned).into_iter().chain(default_root());
-        for entry in roots
-            .filter_map(|root| std::fs::read_dir(root).ok())
-            .flatten()
-            .flatten()
-        {
-            let Some(mirror) = read(&entry.path()) else {
-                continue;
-            };
-            let known = mirrors
-                .iter()
-                .any(|known| known.state_dir == mirror.state_dir);
-            if !known && mirrors.len() < MIRRORS_MAX {
-                mirrors.push(mirror);
-            }
+        let root = root.map(Path::to_owned).or_else(default_root);
+        let entries = root
+            .and_then(|root| std::fs::read_dir(root).ok())
+            .into_iter()
+            .flatten();
+        let found = entries.flatten().filter_map(|entry| read(&entry.path()));
+        Registry {
+            mirrors: found.take(MIRRORS_MAX).collect(),
         }
-        Registry { mirrors }
     }
 
     /// All of them.
@@ -194,6 +198,10 @@ fn choose(
 pub fn read(state_dir: &Path) -> Option<Mirror> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::open(state_dir, flags, Mode::empty()).ok()?;
+    // Whoever can write to a state root must not be believed to be this user.
+    if rustix::fs::fstat(&directory).ok()?.st_uid != rustix::process::geteuid().as_raw() {
+        return None;
+    }
     let text = read_file(&directory, MIRROR_NAME, MIRROR_BYTES_MAX).ok()??;
     let mut mirror: Mirror = serde_json::from_slice(&text).ok()?;
     if mirror.version > MIRROR_VERSION {
@@ -280,20 +288,41 @@ mod tests {
         let written = mirror("/people/u/my project", "/mnt", "/elsewhere");
         write(std::fs::File::open(&dir).expect("open"), &written).expect("written");
         let registry = Registry::read(Some(&root));
-        let found: Vec<&Mirror> = registry
-            .mirrors()
-            .iter()
-            .filter(|m| m.state_dir.starts_with(&root))
-            .collect();
+        let found = registry.mirrors();
         assert_eq!(found.len(), 1);
         assert_eq!(
             found[0],
-            &Mirror {
+            Mirror {
                 state_dir: dir.clone(),
                 ..written
             }
         );
         std::fs::write(dir.join(MIRROR_NAME), "{").expect("written");
         assert_eq!(read(&dir), None);
+    }
+
+    #[test]
+    fn a_mirror_elsewhere_is_announced() {
+        let place = tempfile::tempdir().expect("a directory");
+        let place = place.path().canonicalize().expect("a path");
+        let (root, one, two) = (place.join("root"), place.join("a/m"), place.join("b/m"));
+        for dir in [&one, &two] {
+            std::fs::create_dir_all(dir).expect("made");
+        }
+        announce_in(&root, &one).expect("announced");
+        announce_in(&root, &one).expect("announced again");
+        assert_eq!(std::fs::read_link(root.join("m")).expect("a link"), one);
+        announce_in(&root, &two).expect("announced");
+        assert_eq!(std::fs::read_link(root.join("m")).expect("a link"), two);
+        std::os::unix::fs::symlink(place.join("gone"), root.join("old")).expect("made");
+        announce_in(&root, &root.join("mine")).expect("nothing to do");
+        announce_in(&root, &two).expect("announced");
+        assert_eq!(std::fs::read_dir(&root).expect("a directory").count(), 1);
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(&root)
+            .expect("it is there")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o700);
     }
 }

@@ -88,8 +88,8 @@ pub struct StateDir {
     directory: Directory,
     identity: Mutex<Held>,
     last_stop: LastStop,
-    // Unlocked when it is closed.
-    _lock: OwnedFd,
+    // Unlocked when it is dropped.
+    lock: OwnedFd,
 }
 
 #[derive(Debug)]
@@ -113,6 +113,14 @@ impl Directory {
 
     fn path(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+}
+
+impl Drop for StateDir {
+    fn drop(&mut self) {
+        // To close it is not enough: a child that was forked just now, and has not begun its own
+        // program yet, still shares the lock.
+        let _ = rustix::fs::flock(&self.lock, FlockOperation::Unlock);
     }
 }
 
@@ -161,7 +169,7 @@ impl StateDir {
                 next_epoch,
             }),
             last_stop,
-            _lock: lock,
+            lock,
         })
     }
 

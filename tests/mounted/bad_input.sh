@@ -198,7 +198,7 @@ case_replica_disk_full() {
   echo first >"$MOUNT/first"
   drained "$MOUNT"
   head -c 100M /dev/urandom >"$MOUNT/large"
-  expect 9 mirrorfs drain "$MOUNT" --timeout 60s
+  expect 9 mirrorfs drain "$MOUNT" --timeout 20s
   says_next 'full|space'
   echo "goes on" >"$MOUNT/second"
   rm "$MOUNT/large"

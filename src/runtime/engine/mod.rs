@@ -15,7 +15,7 @@ use crate::control::{Exit, Failure};
 use crate::disk::tree_identity;
 use crate::exclude::Exclude;
 use crate::journal::{self, Journal, Suspects};
-use crate::model::{FileId, RESERVED_NAME};
+use crate::model::{EpochId, FileId, RESERVED_NAME};
 use crate::reconcile::{Allow, Mark, Mirrored, Remembered, Start, Walker, check_source};
 use crate::records::Records;
 use crate::state::{LastStop, StateDir};
@@ -47,6 +47,7 @@ pub struct Engine {
     embedded: Option<Embedded>,
     terminal: Arc<AtomicBool>,
     known: bool,
+    known_epoch: EpochId,
     degraded: Mutex<Option<Arc<AtomicBool>>>,
     closed: AtomicBool,
 }
@@ -119,6 +120,10 @@ impl Engine {
         let state = Arc::new(state);
         let known = state.identity().replica.is_some();
         let index = open_index(&state)?;
+        let known_epoch = index
+            .state()
+            .map_err(|error| failures::index(&error))?
+            .epoch;
         check(&mirror, &state, &index, &root, &exclude)?;
         let (journal, suspects) = open_journal(&state, &index)?;
         let backing = backing::Options {
@@ -160,6 +165,7 @@ impl Engine {
             embedded,
             terminal,
             known,
+            known_epoch,
             degraded: Mutex::new(None),
             closed: AtomicBool::new(false),
         })
@@ -432,4 +438,41 @@ pub fn is_root() -> bool {
 #[must_use]
 pub fn serves_without_open() -> bool {
     is_root()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_state_itself_is_left_out() {
+        let pattern = anchored(".local/a [b]*!#\\/mirrorfs");
+        let exclude = Exclude::new(&[pattern], &[]).expect("a pattern");
+        assert!(exclude.excludes(Path::new(".local/a [b]*!#\\/mirrorfs"), true));
+        assert!(exclude.excludes(Path::new(".local/a [b]*!#\\/mirrorfs/x/index.redb"), false));
+        for other in [
+            ".local",
+            ".local/a b!#\\/mirrorfs",
+            "x/.local/a [b]*!#\\/mirrorfs",
+        ] {
+            assert!(!exclude.excludes(Path::new(other), true), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_walk_goes_by_content_only_where_power_was_lost() {
+        let start = |clean, same_boot| {
+            Walk::new(Suspects::Files(vec![FileId(7)])).start(LastStop { clean, same_boot })
+        };
+        assert_eq!(start(false, false).suspects, [FileId(7)]);
+        for (clean, same_boot) in [(true, true), (true, false), (false, true)] {
+            assert!(start(clean, same_boot).suspects.is_empty());
+        }
+        let lost = LastStop {
+            clean: false,
+            same_boot: false,
+        };
+        assert!(Walk::new(Suspects::Everything).start(lost).by_content);
+        assert!(!Walk::new(Suspects::None).start(lost).by_content);
+    }
 }

@@ -3,6 +3,7 @@
 use super::Engine;
 use crate::config::Remote;
 use crate::control::{Epochs, Failure, Link, Phase, Progress, Receipt, Status, rfc3339};
+use crate::model::EpochId;
 use crate::reconcile;
 use crate::runtime::ship::{self, FailureKind};
 use crate::runtime::{failures, life, waiters};
@@ -28,6 +29,18 @@ impl Engine {
             }
             ship::Phase::Connected if pending || status.busy => Phase::Shipping,
             ship::Phase::Connected => Phase::Idle,
+        }
+    }
+
+    /// Before this process has spoken to the replica, what the index knows.
+    fn epochs(&self, status: &ship::Status) -> Epochs {
+        let marks = status.marks;
+        let known = |mark: EpochId| mark.max(self.known_epoch).0;
+        Epochs {
+            sealed: known(marks.sealed),
+            shipped: known(marks.shipped),
+            durable: known(marks.durable),
+            applied: marks.applied.0,
         }
     }
 
@@ -90,12 +103,7 @@ impl life::Engine for Engine {
                 .map_or(0.0, |oldest| oldest.elapsed().as_secs_f64()),
             pending_bytes: pressure.dirty_bytes,
             pending_operations: pressure.operations + sealed,
-            epochs: Epochs {
-                sealed: status.marks.sealed.0,
-                shipped: status.marks.shipped.0,
-                durable: status.marks.durable.0,
-                applied: status.marks.applied.0,
-            },
+            epochs: self.epochs(&status),
             link: self.link(&status),
             bytes_shipped: self.shipper.bytes_shipped(),
             root_hash: status.root_hash.map(|hash| hash.to_string()),
