@@ -11,6 +11,10 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::Ordering;
+
+/// How many file systems below the root are told of.
+const BORDERS_TOLD_MAX: usize = 64;
 
 impl Backing {
     /// The id of what was seen under a name, and whether that name is not mirrored and no other
@@ -25,7 +29,7 @@ impl Backing {
         name: &Name,
         seen: &Seen,
     ) -> io::Result<(FileId, bool)> {
-        let excluded = self.name_excluded(parent, name, seen.is_directory());
+        let excluded = self.excludes(parent, name, seen);
         if let Some(id) = self.nodes.find(seen) {
             return Ok((id, excluded));
         }
@@ -127,11 +131,38 @@ impl Backing {
         Ok(found.object.fixed == *fixed)
     }
 
+    /// Whether what was seen under a name is not mirrored. Another file system that is mounted in
+    /// the tree (or a subvolume) can be used, but is none of it: it may be the network, or larger
+    /// than the replica, and its inodes mean nothing to the index. Only directories tell: of
+    /// files, an overlay shows the device that they are stored on.
+    pub(super) fn excludes(&self, parent: FileId, name: &Name, seen: &Seen) -> bool {
+        if seen.is_directory() && !seen.at_home {
+            self.meet_border(parent, name);
+            return true;
+        }
+        self.name_excluded(parent, name, seen.is_directory())
+    }
+
+    /// Says it once for each.
+    fn meet_border(&self, parent: FileId, name: &Name) {
+        self.has_borders.store(true, Ordering::Release);
+        let is_below_another = self.is_excluded(parent);
+        let mut told = self.borders_told.lock();
+        let place = (parent, name.clone());
+        if !is_below_another && told.len() < BORDERS_TOLD_MAX && told.insert(place) {
+            tracing::warn!(
+                directory = %name,
+                "another file system is mounted in the source; it can be used, but is not mirrored"
+            );
+        }
+    }
+
     /// Whether a name is not mirrored; below a directory that has no way up from it in the known
     /// tree, nothing is.
     pub(super) fn name_excluded(&self, parent: FileId, name: &Name, is_directory: bool) -> bool {
         if self.exclude.is_empty() {
-            return false;
+            // What is in another file system; all others pay nothing for it.
+            return self.has_borders.load(Ordering::Acquire) && self.is_excluded(parent);
         }
         let mut parts = vec![name.clone()];
         let mut at = parent;

@@ -206,7 +206,7 @@ impl Backing {
         let (parent, name) = place;
         let operation = self.begin();
         let known = self.journal.known_child(*parent, name).map_err(broken)?;
-        if self.name_excluded(*parent, name, seen.is_directory()) {
+        if self.excludes(*parent, name, seen) {
             if known.is_some() {
                 operation.before_attributes(*parent, self).map_err(broken)?;
                 operation.unbind(*parent, name);

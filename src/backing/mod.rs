@@ -49,8 +49,10 @@ use durability::Durability;
 use handles::Handles;
 use locks::Locks;
 use nodes::{Arrival, Nodes, Place};
+use parking_lot::Mutex;
 use reach::Descriptors;
 use seen::Seen;
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fmt::Display;
 use std::io;
@@ -92,6 +94,9 @@ pub struct Backing {
     // The number of the current walk; objects verified in an earlier one are not.
     walk: AtomicU64,
     walked: AtomicBool,
+    // Whether another file system was met below the root, and where that was said.
+    has_borders: AtomicBool,
+    borders_told: Mutex<HashSet<Place>>,
     changes: AtomicU64,
 }
 
@@ -137,6 +142,8 @@ impl Backing {
             unwalked: inspect::Unwalked::default(),
             walk: AtomicU64::new(1),
             walked: AtomicBool::new(false),
+            has_borders: AtomicBool::new(false),
+            borders_told: Mutex::new(HashSet::new()),
             changes: AtomicU64::new(0),
         });
         backing.enter(

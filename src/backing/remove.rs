@@ -68,7 +68,7 @@ impl Backing {
         let (parent, name) = place;
         let operation = self.begin();
         let parent_excluded = self.is_excluded(*parent);
-        let excluded = parent_excluded || self.name_excluded(*parent, name, seen.is_directory());
+        let excluded = parent_excluded || self.excludes(*parent, name, seen);
         if !parent_excluded {
             operation.before_attributes(*parent, self).map_err(broken)?;
         }

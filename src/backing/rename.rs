@@ -66,10 +66,7 @@ impl<'a> End<'a> {
 
     /// Whether an object of this kind is not mirrored under the name.
     fn excludes(&self, seen: &Seen) -> bool {
-        self.parent_excluded()
-            || self
-                .backing
-                .name_excluded(self.place.0, &self.place.1, seen.is_directory())
+        self.parent_excluded() || self.backing.excludes(self.place.0, &self.place.1, seen)
     }
 }
 

@@ -141,8 +141,9 @@ fn of_object(object: &Object, content: Vec<u8>, first: PathBuf) -> Seen {
     }
 }
 
-/// The real tree below a directory.
+/// The real tree below a directory, on its own file system.
 pub fn real_tree(root: &Path) -> Tree {
+    let home = fs::metadata(root).expect("the root").dev();
     let mut found = vec![];
     let mut open = vec![PathBuf::new()];
     while let Some(directory) = open.pop() {
@@ -150,6 +151,9 @@ pub fn real_tree(root: &Path) -> Tree {
             let path = directory.join(entry.expect("an entry").file_name());
             let seen = fs::symlink_metadata(root.join(&path)).expect("an object");
             if seen.is_dir() {
+                if seen.dev() != home {
+                    continue;
+                }
                 open.push(path.clone());
             }
             found.push((path, seen));
