@@ -154,7 +154,7 @@ everyday_work() {
 busy() {
   local round=0
   mkdir -p "$1/busy"
-  while busy_round "$1/busy" "$2" $((round += 1)); do :; done
+  while ! [ -e "$2.stop" ] && busy_round "$1/busy" "$2" $((round += 1)); do :; done
   echo "the load ended in round $round"
 }
 
