@@ -21,7 +21,7 @@ use crate::wire::Refusal;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 use tokio::sync::watch;
 
 /// Makes links; the runtime gives one for local targets and one for remote ones.
@@ -153,16 +153,6 @@ pub struct Receipt {
     pub root_hash: RootHash,
     /// Bytes sent to the replica since the shipper started.
     pub bytes_shipped: u64,
-}
-
-/// A drain that did not end in time.
-#[derive(Debug, thiserror::Error)]
-#[error("{reason}")]
-pub struct Owed {
-    /// Why, for people.
-    pub reason: String,
-    /// The failure that is in the way, if there is one.
-    pub failure: Option<Failure>,
 }
 
 pub(crate) struct Shared {
@@ -342,40 +332,6 @@ impl Shipper {
         }
     }
 
-    /// Waits until everything that was changed before the call is in the replica's tree, on
-    /// stable storage. `None` waits without an end. Blocks: not for an async task.
-    ///
-    /// # Errors
-    /// When the deadline passed, the shipper halted or was stopped; it says what is owed.
-    pub fn drain(&self, deadline: Option<Instant>) -> Result<Receipt, Owed> {
-        let wanted = self.journal.mark();
-        self.hurry(true);
-        let result = self.wait_applied(wanted, deadline);
-        self.hurry(false);
-        result
-    }
-
-    fn wait_applied(&self, wanted: u64, deadline: Option<Instant>) -> Result<Receipt, Owed> {
-        let far = Duration::from_secs(365 * 24 * 3600);
-        let until = deadline.unwrap_or_else(|| Instant::now() + far);
-        let mut status = self.shared.status.lock();
-        loop {
-            if let Some(receipt) = self.receipt(&status, wanted) {
-                return Ok(receipt);
-            }
-            let over = matches!(status.phase, Phase::Halted | Phase::Stopped);
-            if over
-                || self
-                    .shared
-                    .changed
-                    .wait_until(&mut status, until)
-                    .timed_out()
-            {
-                return Err(self.owed(&status));
-            }
-        }
-    }
-
     fn receipt(&self, status: &Status, wanted: u64) -> Option<Receipt> {
         let committed = self.journal.committed_watch().borrow().generation;
         let through = !self.walking() && committed >= wanted && status.consistent;
@@ -387,26 +343,6 @@ impl Shipper {
             root_hash,
             bytes_shipped,
         })
-    }
-
-    fn owed(&self, status: &Status) -> Owed {
-        let pressure = self.journal.pressure();
-        let what = if self.walking() {
-            "the tree is still being compared with the replica".to_owned()
-        } else if pressure.objects > 0 || pressure.sealed {
-            format!("{} changed objects are owed", pressure.objects)
-        } else {
-            "the replica has not applied everything".to_owned()
-        };
-        let failure = status
-            .failure
-            .clone()
-            .filter(|_| status.phase != Phase::Connected);
-        let reason = match &failure {
-            Some(failure) => format!("{what}: {}", failure.message),
-            None => what,
-        };
-        Owed { reason, failure }
     }
 
     /// Ends the session at a safe point and stops. What is not shipped stays owed. Blocks.
